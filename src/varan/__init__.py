@@ -1,0 +1,53 @@
+"""varan: variational analysis in JAX.
+
+A problem states what it means to be solved; solving, differentiating, certifying and
+stability follow from that for every solver.
+"""
+
+from typing import TYPE_CHECKING
+
+from ._lazy import attach as _attach
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import bilevel, core, games, landscape, lipschitz, operators, transport
+    from .core import *  # noqa: F403
+
+_CORE = (
+    "Certificate",
+    "Comparison",
+    "FixedPoint",
+    "FixedPointIteration",
+    "GradientDescent",
+    "Newton",
+    "Problem",
+    "Root",
+    "Smooth",
+    "Solution",
+    "Solver",
+    "Stability",
+    "State",
+    "Status",
+    "Trace",
+    "compare",
+    "custom_fixed_point",
+    "custom_root",
+    "solve",
+    "stability",
+)
+
+__getattr__, __dir__, __all__ = _attach(
+    __name__,
+    dict.fromkeys(_CORE, "core"),
+    (
+        "bilevel",
+        "core",
+        "games",
+        "landscape",
+        "lipschitz",
+        "operators",
+        "testing",
+        "transport",
+    ),
+)

@@ -1,0 +1,44 @@
+"""How a solve ended, as data under jit and as a sentence outside it."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.IntEnum):
+    """How a solve ended.
+
+    A `Solution.status` is an int32 array of these values, one for each lane under
+    `vmap`, so `solution.status == Status.CONVERGED` is an array too.
+    """
+
+    RUNNING = 0
+    CONVERGED = 1
+    STEP_LIMIT = 2
+    STALLED = 3
+    DIVERGED = 4
+    INFEASIBLE = 5
+
+    @property
+    def advice(self) -> str:
+        """One sentence: what happened and what to try next."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Status.RUNNING: "the solver has not finished.",
+    Status.CONVERGED: "the optimality condition is met to the tolerance.",
+    Status.STEP_LIMIT: (
+        "the step or evaluation limit was reached first; raise it, loosen `tol`, "
+        "or start nearer."
+    ),
+    Status.STALLED: (
+        "the iterates stopped moving above the tolerance; `tol` may be below what "
+        "the dtype can reach (try float64), or the solver cannot make progress here."
+    ),
+    Status.DIVERGED: (
+        "the condition became NaN or infinite; check the data, start nearer, or use "
+        "a smaller step."
+    ),
+    Status.INFEASIBLE: "the solver proved that no solution exists.",
+}
