@@ -11,7 +11,6 @@ from ._lazy import attach as _attach
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import bilevel, core, games, landscape, lipschitz, operators, transport
     from .core import *  # noqa: F403
 
 _CORE = (

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._implicit import implicit_root as implicit_root
     from ._implicit import root_jvp as root_jvp
     from ._implicit import root_vjp as root_vjp
+    from ._newton import Newton as Newton
     from ._problem import FixedPoint as FixedPoint
     from ._problem import Problem as Problem
     from ._problem import Root as Root
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ._solver import State as State
     from ._solvers import FixedPointIteration as FixedPointIteration
     from ._solvers import GradientDescent as GradientDescent
-    from ._newton import Newton as Newton
     from ._stability import Stability as Stability
     from ._stability import stability as stability
     from ._status import Status as Status
@@ -55,7 +55,6 @@ __getattr__, __dir__, __all__ = _attach(
         "root_vjp": "_implicit",
         "solve": "_solve",
         "stability": "_stability",
-        "Status": "_status",
     },
     ("optimality",),
 )

@@ -78,7 +78,7 @@ class Certificate(eqx.Module):
 
 def format_number(value) -> str:
     """A scalar as a short number; an array of lanes as its range."""
-    if not hasattr(value, "__array__") or eqx.is_array(value) and _traced(value):
+    if not hasattr(value, "__array__") or (eqx.is_array(value) and _traced(value)):
         return str(value)
     array = np.asarray(value)
     if array.ndim == 0:
