@@ -1,0 +1,344 @@
+"""The one loop: every solver on every problem, stopped by the problem's condition."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from ._checks import check_choice, check_positive, is_traced
+from ._implicit import implicit_root
+from ._problem import Problem, tree_norm
+from ._solution import Solution, Trace
+from ._solver import Solver, State
+from ._status import Status
+
+# A step that moves by a few roundings and improves nothing is worth this many of
+# steps that move little and improve nothing; `_PATIENCE` of the latter stop the run.
+_PATIENCE = 100
+_ROUNDING_STEP = 20
+
+
+def solve(
+    problem: Problem,
+    solver: Any,
+    start: PyTree[Array],
+    *,
+    tol: float | Float[Array, ""] | None = None,
+    max_steps: int = 1000,
+    max_evaluations: int | None = None,
+    differentiate: Literal["implicit", "unroll", "none"] = "implicit",
+) -> Solution:
+    """Runs a solver on a problem until the problem's condition is met.
+
+    One compiled loop; calls with other values and the same shapes do not compile
+    again. `jit`, `vmap`, `grad` and `jvp` of it work with respect to every array in
+    the problem.
+
+    Args:
+        problem: States its own optimality condition.
+        solver: A `varan.Solver`; or an optimistix minimiser, root finder,
+            least-squares solver or fixed-point solver; or an optax transformation.
+        start: First iterate, a pytree of floating arrays; the answer has its
+            structure and dtype.
+        tol: The run has converged when the problem's residual is at most this; an
+            absolute number in the condition's units. Default: the square root of
+            the dtype's rounding unit (1.5e-8 in float64, 3.5e-4 in float32).
+        max_steps: Steps after which the run stops unconverged.
+        max_evaluations: Evaluations of the condition after which the run stops
+            unconverged (no step begins beyond it); default: no limit.
+        differentiate: `"implicit"`: by the implicit function theorem at the answer,
+            in forward and reverse mode, whatever the solver did (the derivative with
+            respect to the start and the solver's settings is zero); where the run did
+            not converge the derivative is NaN. `"unroll"`: through the iterations,
+            with checkpoints, in reverse mode. `"none"`: differentiation is an error.
+
+    Returns:
+        A `Solution`. Read its `status`: `CONVERGED`, `STEP_LIMIT`, `STALLED` (the
+        iterates stopped moving above `tol`, as when `tol` is below what the dtype
+        can reach), `DIVERGED` (NaN or infinity; `x` is the last finite iterate), or
+        `INFEASIBLE`.
+
+    Raises:
+        TypeError: If `problem` or `solver` is of no known kind, or `start` is not
+            floating.
+        ValueError: If `start` is empty, a limit or `tol` is not positive, or the
+            condition has another number of entries than `start`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan import Newton, Smooth, solve
+        >>> def ridge(lam):
+        ...     loss = lambda w, lam: jnp.sum((w - 2.0) ** 2) + lam * w @ w
+        ...     return solve(Smooth(loss, lam), Newton(), jnp.zeros(2)).x
+        >>> ridge(1.0).round(3), jax.jacobian(ridge)(1.0).round(3)
+        (Array([1., 1.], dtype=float32), Array([-0.5, -0.5], dtype=float32))
+    """
+    _check_arguments(problem, max_steps, max_evaluations, differentiate)
+    start = _as_start(start)
+    dtype = jnp.result_type(*jtu.tree_leaves(start))
+    if tol is None:
+        tol = float(np.sqrt(jnp.finfo(dtype).eps))
+    check_positive("solve", "tol", tol)
+    limit = np.iinfo(np.int32).max if max_evaluations is None else max_evaluations
+    return _solve(
+        problem,
+        _as_solver(solver, problem),
+        start,
+        jnp.asarray(tol, jnp.finfo(dtype).dtype),
+        max_steps,
+        jnp.asarray(limit, jnp.int32),
+        differentiate,
+    )
+
+
+class _Carry(eqx.Module):
+    state: State
+    x: PyTree[Array]
+    condition: PyTree[Array]
+    residual: Float[Array, ""]
+    status: Int[Array, ""]
+    steps: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    best: Float[Array, ""]
+    scale: Float[Array, ""]
+    quiet: Int[Array, ""]
+    trace: Trace
+
+
+@eqx.filter_jit
+def _solve(problem, solver, start, tol, max_steps, max_evaluations, differentiate):
+    def run(start):
+        end = _iterate(
+            problem, solver, start, tol, max_steps, max_evaluations, differentiate
+        )
+        return (
+            end.x,
+            end.condition,
+            end.residual,
+            end.status,
+            end.steps,
+            (
+                end.evaluations,
+                end.trace,
+            ),
+        )
+
+    if differentiate == "unroll":
+        x, condition, residual, status, steps, rest = run(start)
+    else:
+        # Every array that the run reads, closed over or not, becomes a constant of
+        # the converted function and loses its tangent there: nothing is
+        # differentiated through the loop.
+        frozen = _stop_gradient(eqx.filter_closure_convert(run, start))
+        x, condition, residual, status, steps, rest = frozen(_stop_gradient(start))
+        x = _attach(problem, x, status, differentiate)
+    evaluations, trace = rest
+    return Solution(
+        x=x,
+        status=status,
+        steps=steps,
+        evaluations=evaluations,
+        residual=residual,
+        trace=trace,
+        certificate=problem.certify(x, condition, tol),
+        problem=problem,
+        tol=tol,
+    )
+
+
+def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differentiate):
+    state = solver.init(problem, start)
+    _check_condition(state.condition, start)
+    residual = problem.residual(state.condition)
+    trace = Trace(
+        jnp.full(max_steps + 1, jnp.nan, residual.dtype).at[0].set(residual),
+        jnp.zeros(max_steps + 1, jnp.int32).at[0].set(state.evaluations),
+    )
+    status = jnp.where(
+        residual <= tol,
+        Status.CONVERGED,
+        jnp.where(jnp.isfinite(residual), state.status, Status.DIVERGED),
+    )
+    carry = _Carry(
+        state=state,
+        x=state.x,
+        condition=state.condition,
+        residual=residual,
+        status=status.astype(jnp.int32),
+        steps=jnp.zeros((), jnp.int32),
+        evaluations=state.evaluations,
+        best=residual,
+        scale=tree_norm(state.x),
+        quiet=jnp.zeros((), jnp.int32),
+        trace=trace,
+    )
+
+    def proceed(carry):
+        return carry.status == Status.RUNNING
+
+    def advance(carry):
+        state = solver.step(problem, carry.state)
+        return _record(problem, carry, state, tol, max_steps, max_evaluations)
+
+    if differentiate == "unroll":
+        from equinox.internal import while_loop
+
+        return while_loop(
+            proceed, advance, carry, max_steps=max_steps, kind="checkpointed"
+        )
+    return jax.lax.while_loop(proceed, advance, carry)
+
+
+def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
+    """Decides the status, once; everybody else reads it."""
+    residual = problem.residual(state.condition)
+    finite = jnp.isfinite(residual)
+    steps = carry.steps + 1
+    evaluations = carry.evaluations + state.evaluations
+    scale = jnp.maximum(carry.scale, tree_norm(state.x))
+    quiet = _quiet(carry, state, residual, scale)
+    limited = (steps >= max_steps) | (evaluations >= max_evaluations)
+    status = jnp.asarray(Status.RUNNING, jnp.int32)
+    for holds, name in (
+        (limited, Status.STEP_LIMIT),
+        (quiet >= _PATIENCE, Status.STALLED),
+        (state.status != Status.RUNNING, state.status),
+        (~finite, Status.DIVERGED),
+        (residual <= tol, Status.CONVERGED),
+    ):
+        status = jnp.where(holds, jnp.asarray(name, jnp.int32), status)
+
+    def keep(new, old):
+        return jtu.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    plain = jax.lax.stop_gradient((residual, evaluations))
+    trace = Trace(
+        carry.trace.residual.at[steps].set(plain[0]),
+        carry.trace.evaluations.at[steps].set(plain[1]),
+    )
+    return _Carry(
+        state=state,
+        x=keep(state.x, carry.x),
+        condition=keep(state.condition, carry.condition),
+        residual=keep(residual, carry.residual),
+        status=status,
+        steps=steps,
+        evaluations=evaluations,
+        best=jnp.minimum(carry.best, residual),
+        scale=scale,
+        quiet=quiet,
+        trace=trace,
+    )
+
+
+def _quiet(carry: _Carry, state: State, residual, scale):
+    """Counts consecutive steps that neither move nor improve.
+
+    A tolerance below what rounding allows shows as iterates that tremble by a few
+    units in the last place without a new best residual. Slow progress is progress:
+    any new best residual starts the count again.
+    """
+    eps = np.finfo(residual.dtype).eps
+    moved = tree_norm(jtu.tree_map(jnp.subtract, state.x, carry.x))
+    weight = jnp.where(moved <= 8 * eps * scale, _ROUNDING_STEP, 1)
+    still = (residual >= carry.best) & (moved <= np.sqrt(eps) * scale)
+    return jnp.where(still, carry.quiet + weight, 0).astype(jnp.int32)
+
+
+def _attach(problem, x, status, differentiate):
+    if differentiate == "none":
+        return _refuse_derivative(x, problem)
+    return implicit_root(
+        problem.condition,
+        x,
+        tags=problem.jacobian_tags,
+        unique=problem.unique,
+        reliable=status == Status.CONVERGED,
+    )
+
+
+@eqx.filter_custom_jvp
+def _refuse_derivative(x, problem):
+    return x
+
+
+@_refuse_derivative.def_jvp
+def _refuse_derivative_jvp(primals, tangents):
+    if not jtu.tree_leaves(tangents):
+        return primals[0], jtu.tree_map(lambda _: None, primals[0])
+    raise ValueError(
+        "solve: a solution with differentiate='none' cannot be differentiated. "
+        "Use differentiate='implicit' or 'unroll', or jax.lax.stop_gradient."
+    )
+
+
+def _stop_gradient(tree):
+    return jtu.tree_map(
+        lambda leaf: (
+            jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf
+        ),
+        tree,
+    )
+
+
+def _as_solver(solver: Any, problem: Problem) -> Solver:
+    if isinstance(solver, Solver):
+        return solver
+    # Imported here: optax and optimistix cost half a second to who does not use them.
+    from ._ecosystem import as_solver
+
+    return as_solver(solver, problem)
+
+
+def _as_start(start):
+    leaves, structure = jtu.tree_flatten(start)
+    if not leaves or any(np.size(leaf) == 0 for leaf in leaves):
+        raise ValueError(
+            "solve: `start` must not be empty (got "
+            f"{[np.shape(leaf) for leaf in leaves]})."
+        )
+    # jnp.array would copy; asarray of a Python float is weakly typed, which would
+    # compile again when the loop's first output is strong.
+    leaves = [
+        jnp.asarray(leaf, jnp.result_type(leaf)) if not is_traced(leaf) else leaf
+        for leaf in leaves
+    ]
+    for leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"solve: `start` must hold floating arrays (got {leaf.dtype}). "
+                "Convert it, for instance with jnp.asarray(start, float)."
+            )
+    return jtu.tree_unflatten(structure, leaves)
+
+
+def _check_arguments(problem, max_steps, max_evaluations, differentiate):
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"solve: `problem` must be a varan.Problem (got {type(problem).__name__}). "
+            "Wrap a function as Smooth, Root or FixedPoint."
+        )
+    for name, limit in (("max_steps", max_steps), ("max_evaluations", max_evaluations)):
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError(
+                f"solve: `{name}` must be a positive integer (got {limit!r})."
+            )
+    check_choice(
+        "solve", "differentiate", differentiate, ("implicit", "unroll", "none")
+    )
+
+
+def _check_condition(condition, start):
+    rows = sum(np.size(leaf) for leaf in jtu.tree_leaves(condition))
+    columns = sum(np.size(leaf) for leaf in jtu.tree_leaves(start))
+    if rows != columns:
+        raise ValueError(
+            "solve: the problem's condition must have as many entries as the start "
+            f"(got {rows} for {columns})."
+        )
