@@ -495,7 +495,7 @@ def _refuse_unknown(table: dict, known: tuple[str, ...], where: str) -> None:
 def _nearest(word: str, known: Iterable[str]) -> str:
     """A sentence with the names nearest to a word, or with all when they are few."""
     known = list(known)
-    nearest = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    nearest = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     # An id is often remembered by one of its words.
     nearest += [name for name in known if word and word in name and name not in nearest]
     if not nearest and len(known) <= 30:
