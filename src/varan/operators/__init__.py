@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._balls import minimise_quadratic_on_ball as minimise_quadratic_on_ball
+    from ._balls import project_l2_ball_in_metric as project_l2_ball_in_metric
     from ._polyhedron import Polyhedron as Polyhedron
     from ._polyhedron import PolyhedronProjection as PolyhedronProjection
     from ._polyhedron import project_polyhedron as project_polyhedron
@@ -31,11 +33,13 @@ __getattr__, __dir__, __all__ = _attach(
     {
         "Polyhedron": "_polyhedron",
         "PolyhedronProjection": "_polyhedron",
+        "minimise_quadratic_on_ball": "_balls",
         "project_affine": "_projections",
         "project_box": "_projections",
         "project_halfspace": "_projections",
         "project_hyperplane": "_projections",
         "project_l2_ball": "_projections",
+        "project_l2_ball_in_metric": "_balls",
         "project_nonnegative": "_projections",
         "project_polyhedron": "_polyhedron",
         "project_simplex": "_projections",
