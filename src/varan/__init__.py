@@ -20,6 +20,7 @@ _CORE = (
     "FixedPointIteration",
     "GradientDescent",
     "Newton",
+    "NewtonCG",
     "Problem",
     "Root",
     "Smooth",

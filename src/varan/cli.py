@@ -161,8 +161,9 @@ def _measure(
     )
     try:
         with Store(out) as store:
+            progress = RunProgress(rows, scale, seeds, console)
             try:
-                with RunProgress(rows, scale, seeds, console) as progress:
+                with progress:
                     runs = runner.run(
                         rows,
                         scale,

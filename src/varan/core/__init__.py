@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from ._compare import compare as compare
     from ._decorators import custom_fixed_point as custom_fixed_point
     from ._decorators import custom_root as custom_root
+    from ._ecosystem import FromOptax as FromOptax
+    from ._ecosystem import FromOptimistix as FromOptimistix
     from ._implicit import implicit_root as implicit_root
     from ._implicit import root_jvp as root_jvp
     from ._implicit import root_vjp as root_vjp
     from ._newton import Newton as Newton
+    from ._newton import NewtonCG as NewtonCG
     from ._problem import FixedPoint as FixedPoint
     from ._problem import Problem as Problem
     from ._problem import Root as Root
@@ -35,9 +38,12 @@ __getattr__, __dir__, __all__ = _attach(
         "Certificate": "_certificate",
         "Comparison": "_compare",
         "FixedPoint": "_problem",
+        "FromOptax": "_ecosystem",
+        "FromOptimistix": "_ecosystem",
         "FixedPointIteration": "_solvers",
         "GradientDescent": "_solvers",
         "Newton": "_newton",
+        "NewtonCG": "_newton",
         "Problem": "_problem",
         "Root": "_problem",
         "Smooth": "_problem",

@@ -1,4 +1,4 @@
-"""Implicit differentiation of any solver function: the form that JAXopt's users know."""
+"""Implicit differentiation of any solver function, as decorators."""
 
 from __future__ import annotations
 

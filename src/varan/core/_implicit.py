@@ -51,7 +51,8 @@ def implicit_root(
         >>> import jax, jax.numpy as jnp
         >>> from varan.core import implicit_root
         >>> def sqrt(c):
-        ...     return implicit_root(lambda x: x * x - c, jax.lax.stop_gradient(c) ** 0.5)
+        ...     x = jnp.sqrt(jax.lax.stop_gradient(c))
+        ...     return implicit_root(lambda x: x * x - c, x)
         >>> round(float(jax.grad(sqrt)(4.0)), 6)
         0.25
 
@@ -153,7 +154,8 @@ def root_vjp(condition: Callable, x, params: tuple, cotangent, **settings) -> tu
     Example:
         >>> import jax.numpy as jnp
         >>> from varan.core import root_vjp
-        >>> (bar,) = root_vjp(lambda x, c: x**2 - c, jnp.array(2.0), (4.0,), jnp.array(1.0))
+        >>> one, two = jnp.array(1.0), jnp.array(2.0)
+        >>> (bar,) = root_vjp(lambda x, c: x**2 - c, two, (4.0,), one)
         >>> float(bar)
         0.25
 

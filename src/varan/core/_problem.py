@@ -26,6 +26,7 @@ class Problem(eqx.Module):
     - `residual`: how far from zero a value of the condition is (default: Euclidean
       norm);
     - `certify`: a stronger certificate than the residual;
+    - `value`: the objective, where there is one; minimisers and line searches use it;
     - `jacobian_tags`: what is known of the condition's Jacobian, a subset of
       `{"symmetric", "positive_semidefinite"}`;
     - `unique`: `False` where the solution is a set by nature (a gauge freedom, a
@@ -148,7 +149,8 @@ class Root(Problem):
         >>> import jax, jax.numpy as jnp, optimistix as optx
         >>> from varan import Root, solve
         >>> newton = optx.Newton(rtol=1e-6, atol=1e-6)
-        >>> root = lambda c: solve(Root(lambda x, c: x**2 - c, c), newton, jnp.ones(())).x
+        >>> def root(c):
+        ...     return solve(Root(lambda x, c: x**2 - c, c), newton, jnp.ones(())).x
         >>> [round(float(v), 3) for v in (root(4.0), jax.grad(root)(4.0))]
         [2.0, 0.25]
     """

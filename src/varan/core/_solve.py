@@ -186,13 +186,28 @@ def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differenti
         state = solver.step(problem, carry.state)
         return _record(problem, carry, state, tol, max_steps, max_evaluations)
 
-    if differentiate == "unroll":
+    return _while(proceed, advance, carry, max_steps, differentiate == "unroll")
+
+
+def _while(proceed, advance, carry, max_steps, unroll):
+    # A solver's memory may hold functions beside its arrays; those stay as they were.
+    dynamic, static = eqx.partition(carry, eqx.is_array)
+
+    def test(dynamic):
+        return proceed(eqx.combine(dynamic, static))
+
+    def body(dynamic):
+        return eqx.filter(advance(eqx.combine(dynamic, static)), eqx.is_array)
+
+    if unroll:
         from equinox.internal import while_loop
 
-        return while_loop(
-            proceed, advance, carry, max_steps=max_steps, kind="checkpointed"
+        dynamic = while_loop(
+            test, body, dynamic, max_steps=max_steps, kind="checkpointed"
         )
-    return jax.lax.while_loop(proceed, advance, carry)
+    else:
+        dynamic = jax.lax.while_loop(test, body, dynamic)
+    return eqx.combine(dynamic, static)
 
 
 def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
@@ -246,7 +261,9 @@ def _quiet(carry: _Carry, state: State, residual, scale):
     """
     eps = np.finfo(residual.dtype).eps
     moved = tree_norm(jtu.tree_map(jnp.subtract, state.x, carry.x))
-    weight = jnp.where(moved <= 8 * eps * scale, _ROUNDING_STEP, 1)
+    # Not moving at all may be a line search at work; trembling is not.
+    trembles = (moved > 0) & (moved <= 8 * eps * scale)
+    weight = jnp.where(trembles, _ROUNDING_STEP, 1)
     still = (residual >= carry.best) & (moved <= np.sqrt(eps) * scale)
     return jnp.where(still, carry.quiet + weight, 0).astype(jnp.int32)
 

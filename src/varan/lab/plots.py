@@ -20,7 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _STYLES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LEGEND_INSIDE = 6
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "varan",
     "svg.fonttype": "none",
     "axes.spines.top": False,

@@ -71,8 +71,9 @@ class RaceResult:
 
     def table(self) -> str:
         """The race as a plain-text table, fastest first."""
-        head = ("contestant", "wall", "cpu", f"{self.reference} / contestant", "95 %")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [
+            ("contestant", "wall", "cpu", f"{self.reference} / contestant", "95 %")
+        ]
         for name in sorted(self.wall, key=self.median):
             ratio, low, high = self.ratio(name)
             wall, cpu = _seconds(self.median(name)), _seconds(_median(self.cpu[name]))

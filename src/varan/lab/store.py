@@ -194,7 +194,7 @@ class Store:
         )
         with self._guarded("read"), self._engine.connect() as connection:
             found = connection.execute(query).mappings().all()
-        return [_record(entry) for entry in found]
+        return [_record(dict(entry)) for entry in found]
 
     def current(self, row: Row, scale: str) -> dict[int, Record]:
         """By seed, the newest measurement that the present code would repeat.
@@ -210,8 +210,7 @@ class Store:
         }
 
 
-def _record(entry: Mapping[str, Any]) -> Record:
-    values = dict(entry)
+def _record(values: Any) -> Record:
     values.update({name: json.loads(values[name]) for name in _JSON})
     values["numbers"] = {name: float(x) for name, x in values["numbers"].items()}
     return Record(**values)

@@ -218,9 +218,13 @@ def _check(owner, features, labels, lam_w, lam_h, times, num_classes):
         raise ValueError(f"{owner}: `lam_h` must be nonnegative (got {lam_h}).")
     check_finite(owner, "times", times)
     if not is_traced(times):
-        steps = np.diff(np.asarray(times), prepend=-1.0)
-        if np.ndim(times) != 1 or len(times) < 1 or times[0] < 0 or steps.min() <= 0:
+        values = np.asarray(times)
+        if values.ndim != 1 or not len(values) or values[0] < 0 or _falls(values):
             raise ValueError(
                 f"{owner}: `times` must be a vector of increasing nonnegative times."
             )
     return num_classes
+
+
+def _falls(values):
+    return bool(np.any(np.diff(values) <= 0))
