@@ -1,0 +1,18 @@
+# Needs Python 3.11 or later, git and make. README.md names the plain-shell equivalents.
+
+.PHONY: claims test environment lock
+
+# Runs every built claim at laptop scale: verdicts, intervals, plots.
+claims: environment
+	@.venv/bin/varan run --all --scale laptop
+
+# Lint, format, types, docstring examples, unit tests, every row at smoke scale.
+test: environment
+	@scripts/test
+
+environment:
+	@scripts/environment
+
+# Locks the newest versions that pyproject.toml allows. Run it, then `make test`.
+lock:
+	@scripts/lock
