@@ -1,0 +1,177 @@
+"""Minibatch training as a chain of compiled chunks.
+
+A chunk is a scan over epochs of a scan over batches; between chunks the whole state is
+one pytree of arrays. The order of epoch e depends on the key and on e alone, so a run
+cut into chunks gives the same numbers as one that is not, and a state that was saved
+continues as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+
+class TrainState(eqx.Module):
+    """What the next epoch needs.
+
+    Args:
+        model: The model, any pytree; its floating arrays are trained.
+        opt_state: The optimiser's state.
+        key: The key from which every epoch derives its order.
+        epoch: Epochs done.
+    """
+
+    model: PyTree
+    opt_state: PyTree
+    key: PRNGKeyArray
+    epoch: Int[Array, ""]
+
+
+def start_training(
+    model: PyTree, optimiser: optax.GradientTransformation, *, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first epoch.
+
+    Args:
+        model: The model, any pytree with floating arrays.
+        optimiser: An optax transformation.
+        key: Random key for the order of the samples.
+
+    Returns:
+        The state to pass to `train_epochs`.
+
+    Raises:
+        ValueError: If the model has no floating array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from varan.train import start_training
+        >>> state = start_training(jnp.zeros(2), optax.sgd(0.1), key=jax.random.key(0))
+        >>> int(state.epoch)
+        0
+    """
+    params = eqx.filter(model, eqx.is_inexact_array)
+    if not jtu.tree_leaves(params):
+        raise ValueError(
+            "start_training: `model` must hold floating arrays (got none): there is "
+            "nothing to train."
+        )
+    return TrainState(model, optimiser.init(params), key, jnp.zeros((), jnp.int32))
+
+
+@eqx.filter_jit
+def train_epochs(
+    state: TrainState,
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+    data: PyTree[Array],
+    optimiser: optax.GradientTransformation,
+    *,
+    epochs: int,
+    batch_size: int,
+) -> tuple[TrainState, Float[Array, " epochs"]]:
+    """Trains for some epochs in one compiled scan.
+
+    Call it again with the returned state to continue. The same `loss` and `optimiser`
+    objects do not compile again.
+
+    Args:
+        state: From `start_training` or from an earlier call.
+        loss: Scalar function of the model and a batch, a pytree like `data`.
+        data: Pytree of arrays with one leading axis of samples.
+        optimiser: The transformation that `state` was started with.
+        epochs: Epochs to run.
+        batch_size: Samples in a batch, at most the number of samples. What does not
+            fill a last batch is left out of that epoch; every epoch draws a new order.
+
+    Returns:
+        The next state, and the mean batch loss of each epoch. NaN stays visible in
+        both: nothing is caught.
+
+    Raises:
+        ValueError: On empty data, leading axes that differ, or a batch size outside
+            1 .. samples.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from varan.train import start_training, train_epochs
+        >>> x = jnp.arange(8.0) / 8
+        >>> loss = lambda w, batch: jnp.mean((w * batch[0] - batch[1]) ** 2)
+        >>> optimiser = optax.sgd(0.5)
+        >>> state = start_training(jnp.zeros(()), optimiser, key=jax.random.key(0))
+        >>> state, losses = train_epochs(
+        ...     state, loss, (x, 3 * x), optimiser, epochs=50, batch_size=4)
+        >>> round(float(state.model), 3)
+        3.0
+    """
+    size = _check_data(data, batch_size)
+    params, static = eqx.partition(state.model, eqx.is_inexact_array)
+
+    def batch_loss(params, batch):
+        return loss(eqx.combine(params, static), batch)
+
+    def one_step(carry, chosen):
+        params, opt_state = carry
+        batch = jtu.tree_map(lambda leaf: leaf[chosen], data)
+        value, gradient = jax.value_and_grad(batch_loss)(params, batch)
+        updates, opt_state = optimiser.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    def one_epoch(carry, epoch):
+        order = epoch_batches(jax.random.fold_in(state.key, epoch), size, batch_size)
+        carry, values = jax.lax.scan(one_step, carry, order)
+        return carry, jnp.mean(values)
+
+    (params, opt_state), losses = jax.lax.scan(
+        one_epoch,
+        (params, state.opt_state),
+        state.epoch + jnp.arange(epochs, dtype=jnp.int32),
+    )
+    model = eqx.combine(params, static)
+    return TrainState(model, opt_state, state.key, state.epoch + epochs), losses
+
+
+def epoch_batches(
+    key: PRNGKeyArray, size: int, batch_size: int
+) -> Int[Array, "batches batch_size"]:
+    """Row numbers of the batches of one epoch, in a new random order.
+
+    Args:
+        key: Random key of this epoch.
+        size: Number of samples.
+        batch_size: Samples in a batch; what does not fill a last batch is left out.
+
+    Returns:
+        One row a batch, no number twice.
+
+    Example:
+        >>> import jax
+        >>> from varan.train import epoch_batches
+        >>> epoch_batches(jax.random.key(0), 10, 4).shape
+        (2, 4)
+    """
+    batches = size // batch_size
+    order = jax.random.permutation(key, size)[: batches * batch_size]
+    return order.reshape(batches, batch_size)
+
+
+def _check_data(data, batch_size):
+    sizes = sorted({np.shape(leaf)[0] for leaf in jtu.tree_leaves(data)})
+    if len(sizes) != 1 or sizes[0] == 0:
+        raise ValueError(
+            "train_epochs: the arrays of `data` must have one leading axis of samples, "
+            f"not empty (got lengths {sizes})."
+        )
+    if not 1 <= batch_size <= sizes[0]:
+        raise ValueError(
+            f"train_epochs: `batch_size` must lie in 1 .. {sizes[0]} (got "
+            f"{batch_size})."
+        )
+    return sizes[0]
