@@ -194,6 +194,7 @@ class _Session:
         finally:
             for worker in self.active:
                 worker.stop()
+                worker.close()
 
     def start(self, run: RowRun) -> None:
         seeds = tuple(seed for seed in run.seeds if seed not in run.measured)
@@ -300,7 +301,8 @@ class _Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died at once: the reader sees the end of its output
-        threading.Thread(target=self._read, args=(inbox,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(inbox,), daemon=True)
+        self._reader.start()
 
     def _read(self, inbox) -> None:
         assert self._process.stdout is not None
@@ -328,6 +330,8 @@ class _Worker:
         return self._stderr.read().decode("utf-8", "replace")
 
     def close(self) -> None:
+        """Gives back what an ended worker still holds."""
+        self._reader.join()
         self._stderr.close()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
