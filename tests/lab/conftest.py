@@ -1,6 +1,7 @@
 """Rows whose experiments are toys, run by the real runner in real workers."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -19,7 +20,7 @@ def make_row(kind="good", *, number=1, seeds=3, checks=None, **fields):
     if checks is None:
         checks = (Check("gain", "gain", ">=", 1.5, "median", "theory"),)
     settings = fields.pop("settings", {})
-    scale = Scale(seeds, {"kind": kind, **settings})
+    scale = Scale(seeds, MappingProxyType({"kind": kind, **settings}))
     return ToyRow(
         topic="toys",
         number=number,

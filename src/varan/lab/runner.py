@@ -227,7 +227,7 @@ class _Session:
             scale=self.scale,
             seed=seed,
             outcome=outcome,
-            settings=run.row.scales[self.scale].settings,
+            settings=dict(run.row.scales[self.scale].settings),
             environment=self.environment,
             numbers=numbers,
             **message,

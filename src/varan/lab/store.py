@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -174,7 +174,7 @@ class Store:
         Args:
             record: What was measured, or how it failed.
         """
-        values = asdict(record)
+        values = dict(vars(record))
         values.update({name: json.dumps(values[name], default=str) for name in _JSON})
         with self._guarded("written"), self._engine.begin() as connection:
             connection.execute(_MEASUREMENTS.insert().values(values))
