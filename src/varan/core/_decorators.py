@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 
 from ._certificate import Certificate
 from ._implicit import implicit_root
-from ._problem import tree_norm
+from ._trees import stop_gradient, tree_norm
 
 
 class ImplicitFunction:
@@ -32,8 +32,7 @@ class ImplicitFunction:
 
     def __call__(self, start, *params):
         params = _as_arrays(params)
-        frozen = jtu.tree_map(_freeze, params)
-        answer = self._solver(jtu.tree_map(_freeze, start), *frozen)
+        answer = self._solver(stop_gradient(start), *stop_gradient(params))
         x, aux = answer if self._has_aux else (answer, None)
         x = jtu.tree_map(jnp.asarray, x)
         self._check_structure(x, params)
@@ -167,6 +166,3 @@ def custom_fixed_point(
 def _as_arrays(params):
     return jtu.tree_map(lambda p: jnp.asarray(p) if isinstance(p, float) else p, params)
 
-
-def _freeze(leaf):
-    return jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf

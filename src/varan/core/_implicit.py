@@ -86,7 +86,14 @@ def _attach_jvp(primals, tangents):
     x = _attach(x, closed, reliable, spec)
     if not jtu.tree_leaves(t_closed):
         return x, jtu.tree_map(lambda _: None, x)
-    _, t_condition = eqx.filter_jvp(lambda c: c(x), (closed,), (t_closed,))
+    value, t_condition = eqx.filter_jvp(lambda c: c(x), (closed,), (t_closed,))
+    # An entry of the condition that no parameter enters has no tangent at all.
+    t_condition = jtu.tree_map(
+        lambda v, t: jnp.zeros_like(v) if t is None else t,
+        value,
+        t_condition,
+        is_leaf=lambda leaf: leaf is None,
+    )
     t_x = _solve_linearised(closed, x, t_condition, spec)
     trust = jnp.where(reliable, 1.0, jnp.nan)
     return x, jtu.tree_map(lambda t: -t * trust.astype(t.dtype), t_x)

@@ -25,6 +25,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._trees import stop_gradient
+
 # Above this many unknowns a dense Jacobian costs more (n evaluations of the condition
 # and n^3 / 3 flops) than Krylov iterations do.
 DENSE_SIZE = 512
@@ -73,9 +75,7 @@ def solve_jacobian(
             apply, jax.eval_shape(lambda: point), _marks(symmetric, definite)
         )
         solver = linear_solver or _krylov_solver(definite, unique, point)
-    state = jax.tree_util.tree_map(
-        jax.lax.stop_gradient, solver.init(operator, options={})
-    )
+    state = stop_gradient(solver.init(operator, options={}))
     check = _dense_check(operator, solver, state, unique) if dense else _result_check
 
     def forward(_, b):

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ._certificate import Certificate
+from ._trees import tree_norm
 
 
 class Problem(eqx.Module):
@@ -234,10 +235,3 @@ def as_params(params: tuple) -> tuple:
         params,
     )
 
-
-def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
-    """Euclidean norm over all leaves, safe to differentiate at zero."""
-    leaves = jtu.tree_leaves(tree)
-    total = sum(jnp.sum(jnp.real(leaf * jnp.conj(leaf))) for leaf in leaves)
-    positive = total > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), total)
