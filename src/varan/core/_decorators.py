@@ -165,4 +165,3 @@ def custom_fixed_point(
 
 def _as_arrays(params):
     return jtu.tree_map(lambda p: jnp.asarray(p) if isinstance(p, float) else p, params)
-

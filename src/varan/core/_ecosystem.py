@@ -166,7 +166,8 @@ def _check_fit(solver, problem):
 
 def _stores_gradient(memory) -> bool:
     return all(
-        optax.tree_utils.tree_get(memory, name) is not None for name in ("value", "grad")
+        optax.tree_utils.tree_get(memory, name) is not None
+        for name in ("value", "grad")
     )
 
 

@@ -160,7 +160,15 @@ def _conjugate_gradients(product, gradient, target, limit):
         r = r - length * Ap
         new = jnp.vdot(r, r)
         largest = jnp.maximum(largest, jnp.abs(quotient) / jnp.vdot(p, p))
-        return d + length * p, r, r + (new / square) * p, new, largest, count + 1, convex
+        return (
+            d + length * p,
+            r,
+            r + (new / square) * p,
+            new,
+            largest,
+            count + 1,
+            convex,
+        )
 
     zero, one = jnp.zeros_like(gradient), jnp.asarray(True)
     square = jnp.vdot(gradient, gradient)
@@ -210,9 +218,7 @@ def _try_step(problem, state: State, direction, size, evaluations) -> State:
     return State(
         choose(trial, state.x),
         choose(trial_condition, state.condition),
-        _Memory(
-            choose(trial_value, value), jnp.where(accept, kept, raised)
-        ),
+        _Memory(choose(trial_value, value), jnp.where(accept, kept, raised)),
         evaluations=evaluations,
     )
 

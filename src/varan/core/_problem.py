@@ -234,4 +234,3 @@ def as_params(params: tuple) -> tuple:
         lambda p: jnp.asarray(p) if isinstance(p, (bool, int, float, complex)) else p,
         params,
     )
-
