@@ -1,5 +1,6 @@
 """Public names explain themselves: a summary, every argument, an example."""
 
+import enum
 import importlib
 import inspect
 import re
@@ -49,7 +50,17 @@ def faults(value):
     return found
 
 
+def _is_record(value):
+    """Whether it only carries what a call returns: nobody makes one by hand."""
+    return inspect.isclass(value) and not any(
+        inspect.isfunction(member) and not name.startswith("_")
+        for name, member in vars(value).items()
+    )
+
+
 def _arguments(value):
+    if inspect.isclass(value) and issubclass(value, enum.Enum):
+        return []
     try:
         parameters = inspect.signature(value).parameters
     except (TypeError, ValueError):
@@ -90,3 +101,26 @@ def test_the_check_sees_faults():
     assert faults(good) == []
     assert faults(bad) == ["no `Example:`", "`y` is not described"]
     assert faults(lambda: None) == ["no docstring"]
+
+    class Record:
+        """Carries.
+
+        Args:
+            x: A number.
+        """
+
+        def __init__(self, x):
+            self.x = x
+
+    class Solver(Record):
+        """Solves.
+
+        Args:
+            x: A number.
+        """
+
+        def step(self):
+            pass
+
+    assert faults(Record) == []
+    assert faults(Solver) == ["no `Example:`"]
