@@ -34,9 +34,8 @@ def faults(value):
     arguments = _arguments(value)
     if not arguments:
         return []
-    found = [
-        f"no `{part}:`" for part in ("Args", "Example") if f"\n{part}:" not in text
-    ]
+    sections = ("Args",) if _is_record(value) else ("Args", "Example")
+    found = [f"no `{part}:`" for part in sections if f"\n{part}:" not in text]
     section = re.search(r"\nArgs:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)
     described = section.group(1) if section else ""
     for name in arguments:

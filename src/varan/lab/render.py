@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,14 +28,13 @@ def result(console: Console, row_result: RowResult) -> None:
     row = run.row
     console.print()
     console.print(f"[bold]{row.number:03d} {row.id}[/]  {escape(row.title)}")
-    console.print(f"  {escape(row.claim or '')}", highlight=False)
+    _indented(console, row.claim or "")
     if verdict is not None and verdict.checks:
         console.print(_checks(verdict.checks))
     for sentence in (*(verdict.remarks if verdict else ()), *row_result.notes):
-        console.print(f"  {sentence}", markup=False, highlight=False)
+        _indented(console, sentence)
     for record in run.failures:
-        line = f"  seed {record.seed} failed: {record.message}"
-        console.print(line, markup=False, highlight=False, style="red")
+        _indented(console, f"seed {record.seed} failed: {record.message}", "red")
     colour = _COLOURS[row_result.outcome]
     console.print(f"  verdict: [{colour}]{row_result.outcome}[/]")
 
@@ -64,6 +64,10 @@ def summary(console: Console, results: Sequence[RowResult], store: object) -> No
     _path(console, "store", store)
 
 
+def _indented(console: Console, sentence: str, style: str = "") -> None:
+    console.print(Padding(Text(sentence, style), (0, 0, 0, 2)))
+
+
 def _path(console: Console, what: str, path: object) -> None:
     # Never wrapped: a path is there to be copied.
     line = f"{what:>5}  {path}"
@@ -72,20 +76,22 @@ def _path(console: Console, what: str, path: object) -> None:
 
 def _checks(checks: Iterable[CheckVerdict]) -> Table:
     table = Table(pad_edge=False, show_edge=False)
-    table.add_column("check", overflow="fold")
-    table.add_column("measured", justify="right")
+    table.add_column("check", overflow="fold", min_width=24)
+    table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right")
-    table.add_column("required", justify="right")
+    table.add_column("required", justify="right", no_wrap=True)
     table.add_column("threshold from", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     for verdict in checks:
         check = verdict.check
         interval = _interval(verdict.interval) if verdict.interval else "one seed"
         if verdict.interval and check.statistic == "worst":
-            interval += " (range)"
+            interval += "\nrange"
         table.add_row(
-            Text(check.name),
-            Text(f"{check.statistic} {check.quantity}\n{verdict.value:.4g}"),
+            Text.assemble(
+                check.name, "\n", (f"{check.statistic} {check.quantity}", "dim")
+            ),
+            Text(f"{verdict.value:.4g}"),
             Text(interval),
             Text(_required(verdict)),
             Text(check.source),

@@ -144,8 +144,9 @@ def _send(channel: IO[str], event: Mapping[str, Any]) -> None:
 
 def _exit_with_parent() -> None:
     # The parent never closes the pipe while it lives: the end of it means that the
-    # parent is gone, and nobody is left to store a measurement.
-    sys.stdin.read()
+    # parent is gone, and nobody is left to store a measurement. Read below Python's
+    # buffer, whose lock a waiting thread would hold at shutdown.
+    os.read(0, 1)
     os._exit(1)
 
 
