@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ._checks import is_traced
+
 
 class Certificate(eqx.Module):
     """What was measured at an answer, and what it says.
@@ -78,8 +80,8 @@ class Certificate(eqx.Module):
 
 def format_number(value) -> str:
     """A scalar as a short number; an array of lanes as its range."""
-    if not hasattr(value, "__array__") or (eqx.is_array(value) and _traced(value)):
-        return str(value)
+    if is_traced(value):
+        return "(traced)"
     array = np.asarray(value)
     if array.ndim == 0:
         return f"{array.item():.3g}"
@@ -90,15 +92,9 @@ def format_number(value) -> str:
 
 def format_flag(value, yes: str, no: str) -> str:
     """A boolean in words; an array of lanes as a count."""
-    if _traced(value):
+    if is_traced(value):
         return f"{yes}/{no} (traced)"
     array = np.asarray(value)
     if array.ndim == 0:
         return yes if array else no
     return f"{yes} in {int(array.sum())} of {array.size} lanes"
-
-
-def _traced(value) -> bool:
-    import jax
-
-    return isinstance(value, jax.core.Tracer)

@@ -6,13 +6,13 @@ status (or NaN) speaks under jit.
 
 from __future__ import annotations
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def is_traced(value) -> bool:
     """Whether the value is only known inside a transformation."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def check_finite(owner: str, name: str, array) -> None:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
@@ -25,6 +24,7 @@ class ImplicitFunction:
 
     def __init__(self, condition, solver, has_aux, settings):
         functools.update_wrapper(self, solver)
+        self._name = getattr(solver, "__name__", "solver")
         self._condition = condition
         self._solver = solver
         self._has_aux = has_aux
@@ -76,7 +76,7 @@ class ImplicitFunction:
         sizes = [sum(leaf.size for leaf in jtu.tree_leaves(tree)) for tree in (out, x)]
         if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{self.__name__}: the condition must have as many entries as the "
+                f"{self._name}: the condition must have as many entries as the "
                 f"answer (got {sizes[0]} for {sizes[1]})."
             )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import optimistix as optx
 
-from ._problem import FixedPoint, Problem
+from ._problem import FixedPoint, Problem, objective_of
 from ._solver import Solver, State
 
 
@@ -62,22 +62,20 @@ class FromOptax(Solver):
         return State(start, problem.condition(start), memory)
 
     def step(self, problem, state):
-        has_value = hasattr(problem, "value")
+        objective = objective_of(problem)
         extra = {}
-        if has_value:
+        if objective is not None:
             extra = {
-                "value": problem.value(state.x),
+                "value": objective(state.x),
                 "grad": state.condition,
-                "value_fn": problem.value,
+                "value_fn": objective,
             }
         updates, memory = self.transformation.update(
             state.condition, state.memory, state.x, **extra
         )
         x = optax.apply_updates(state.x, updates)
-        if has_value and _stores_gradient(memory):
-            _, condition = optax.value_and_grad_from_state(problem.value)(
-                x, state=memory
-            )
+        if objective is not None and _stores_gradient(memory):
+            _, condition = optax.value_and_grad_from_state(objective)(x, state=memory)
         else:
             condition = problem.condition(x)
         return State(x, condition, memory, evaluations=_evaluations(memory))
@@ -150,7 +148,7 @@ _OPTIMISTIX = (
 
 def _check_fit(solver, problem):
     name, kind = type(solver).__name__, type(problem).__name__
-    if isinstance(solver, optx.AbstractMinimiser) and not hasattr(problem, "value"):
+    if isinstance(solver, optx.AbstractMinimiser) and objective_of(problem) is None:
         raise TypeError(
             f"solve: {name} is a minimiser and needs a problem with an objective "
             f"`value`, such as Smooth (got {kind})."

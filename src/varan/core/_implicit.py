@@ -89,7 +89,7 @@ def _attach_jvp(primals, tangents):
     value, t_condition = eqx.filter_jvp(lambda c: c(x), (closed,), (t_closed,))
     # An entry of the condition that no parameter enters has no tangent at all.
     t_condition = jtu.tree_map(
-        lambda v, t: jnp.zeros_like(v) if t is None else t,
+        lambda v, t: jnp.zeros_like(v) if t is None and v is not None else t,
         value,
         t_condition,
         is_leaf=lambda leaf: leaf is None,

@@ -1,4 +1,4 @@
-"""Newton's method for smooth minimisation: dense, and matrix-free by conjugate gradients.
+"""Newton's method for smooth minimisation: dense, and by conjugate gradients.
 
 Each step minimises the regularised model `g'd + d'(H + mu I)d / 2` and tries `x + d`.
 The trial is accepted when the objective falls by a fraction of what the model
@@ -14,6 +14,8 @@ affordable take `optax.lbfgs()` or `optimistix.LBFGS`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ._problem import Problem
+from ._problem import Problem, objective_of
 from ._solver import Solver, State
 
 # Accept at a hundredth of a percent of the predicted decrease (Armijo's usual
@@ -178,24 +180,26 @@ def _conjugate_gradients(product, gradient, target, limit):
 
 
 def _first_state(solver, problem: Problem, start) -> State:
-    if not hasattr(problem, "value"):
+    objective = objective_of(problem)
+    if objective is None:
         raise TypeError(
             f"{type(solver).__name__}: the problem must have an objective `value`, as "
             f"Smooth has (got {type(problem).__name__}). For a root use "
             "optimistix.Newton."
         )
-    value = problem.value(start)
+    value = objective(start)
     memory = _Memory(value, jnp.zeros_like(value))
     return State(start, problem.condition(start), memory)
 
 
-def _try_step(problem, state: State, direction, size, evaluations) -> State:
+def _try_step(problem: Any, state: State, direction, size, evaluations) -> State:
     """Evaluates the trial once, and accepts it or raises the damping."""
     _, unravel = ravel_pytree(state.x)
     gradient = ravel_pytree(state.condition)[0]
     damping, value = state.memory.damping, state.memory.value
     trial = jtu.tree_map(jnp.add, state.x, unravel(direction))
-    trial_value, trial_condition = _value_and_condition(problem, trial)
+    # XLA shares the forward pass of the two.
+    trial_value, trial_condition = problem.value(trial), problem.condition(trial)
     slope = -jnp.vdot(gradient, direction)
     predicted = (slope + damping * jnp.vdot(direction, direction)) / 2
     ratio = (value - trial_value) / predicted
@@ -221,8 +225,3 @@ def _try_step(problem, state: State, direction, size, evaluations) -> State:
         _Memory(choose(trial_value, value), jnp.where(accept, kept, raised)),
         evaluations=evaluations,
     )
-
-
-def _value_and_condition(problem, x):
-    # XLA shares the forward pass of the two.
-    return problem.value(x), problem.condition(x)

@@ -213,7 +213,12 @@ class FixedPoint(Problem):
         return self._unique
 
 
-def as_function(owner: str, argument: str, function: Callable) -> Callable:
+def objective_of(problem: Problem) -> Callable | None:
+    """The problem's objective `value`, where it has one."""
+    return getattr(problem, "value", None)
+
+
+def as_function(owner: str, argument: str, function) -> Callable:
     """Makes a callable fit to be a pytree node.
 
     A module keeps its array leaves; a plain function becomes a node without leaves,
@@ -223,9 +228,8 @@ def as_function(owner: str, argument: str, function: Callable) -> Callable:
         raise TypeError(
             f"{owner}: `{argument}` must be callable (got {type(function).__name__})."
         )
-    if isinstance(function, (eqx.Module, jtu.Partial)):
-        return function
-    return jtu.Partial(function)
+    is_node = isinstance(function, (eqx.Module, jtu.Partial))
+    return function if is_node else jtu.Partial(function)
 
 
 def as_params(params: tuple) -> tuple:

@@ -18,7 +18,7 @@ def tree_norm(tree: PyTree[Array]) -> Float[Array, ""]:
 
 def tree_square(tree: PyTree[Array]) -> Float[Array, ""]:
     """Sum of the squares of all entries."""
-    return sum(jnp.sum(leaf * leaf) for leaf in jtu.tree_leaves(tree))
+    return jnp.asarray(sum(jnp.sum(leaf * leaf) for leaf in jtu.tree_leaves(tree)))
 
 
 def stop_gradient(tree: PyTree) -> PyTree:
