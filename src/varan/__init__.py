@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = _attach(
         "lipschitz",
         "operators",
         "testing",
+        "train",
         "transport",
     ),
 )
