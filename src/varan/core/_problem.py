@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -228,8 +229,9 @@ def as_function(owner: str, argument: str, function) -> Callable:
         raise TypeError(
             f"{owner}: `{argument}` must be callable (got {type(function).__name__})."
         )
-    is_node = isinstance(function, (eqx.Module, jtu.Partial))
-    return function if is_node else jtu.Partial(function)
+    if isinstance(function, eqx.Module):
+        return cast(Callable, function)
+    return function if isinstance(function, jtu.Partial) else jtu.Partial(function)
 
 
 def as_params(params: tuple) -> tuple:
