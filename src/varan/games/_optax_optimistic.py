@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from ..core._checks import check_positive
+from ._geometry import EuclideanBall
 from ._online import check_nonnegative, tree_dtype
 from ._regimes import Convex
 
@@ -31,22 +32,10 @@ class OptimisticAdaptiveState(NamedTuple):
     stepsize: Float[Array, ""]
 
 
-class _Space(NamedTuple):
-    """The diameter and norm that the stepsize reads."""
-
-    size: float
-
-    def diameter(self):
-        return self.size
-
-    def dual_norm(self, gradient):
-        return optax.tree.norm(gradient)
-
-
 def scale_by_optimistic_adaptive(
     diameter: float, gradient_bound: float, smoothness: float = 0.0
 ) -> optax.GradientTransformation:
-    """Optimistic gradients with the stepsizes of `OptimisticOMD`, for unconstrained use.
+    """Optimistic gradients with the stepsizes of `OptimisticOMD`, unconstrained.
 
     The stepsize is included: chain it with `optax.scale(-1.0)` to descend, or with a
     further factor of your own.
@@ -84,7 +73,8 @@ def scale_by_optimistic_adaptive(
     check_positive("scale_by_optimistic_adaptive", "diameter", diameter)
     check_positive("scale_by_optimistic_adaptive", "gradient_bound", gradient_bound)
     check_nonnegative("scale_by_optimistic_adaptive", "smoothness", smoothness)
-    regime, space = Convex(gradient_bound, smoothness), _Space(diameter)
+    # The ball only lends its diameter and norm; nothing is projected.
+    regime, space = Convex(gradient_bound, smoothness), EuclideanBall(diameter / 2)
 
     def init(params):
         zero = jnp.zeros((), tree_dtype(params))

@@ -239,7 +239,9 @@ def adversarial(
     """
     check_positive("adversarial", "period", period)
     odd = (jnp.arange(horizon) // period) % 2
-    return stream(key, (1 - 2 * odd).astype(mean.dtype)[:, None] * mean, **settings)
+    return stream(
+        key, (1 - 2 * odd).astype(mean.dtype)[:, None] * mean[None, :], **settings
+    )
 
 
 def corrupted(
@@ -277,7 +279,7 @@ def corrupted(
     check_nonnegative("corrupted", "fraction", fraction)
     key, pick = jax.random.split(key)
     hit = jax.random.bernoulli(pick, fraction, (horizon,)).astype(mean.dtype)
-    return stream(key, mean + hit[:, None] * corruption, **settings)
+    return stream(key, mean[None, :] + hit[:, None] * corruption[None, :], **settings)
 
 
 def random_order(
@@ -319,7 +321,7 @@ def random_order(
         jax.random.split(key, passes)
     )
     drawn = slopes[orders]
-    left = jnp.arange(n, 0, -1).astype(slopes.dtype)[:, None]
+    left = jnp.arange(n, 0, -1).astype(slopes.dtype)[None, :, None]
 
     def of_the_rest(values):
         return jnp.cumsum(values[:, ::-1], axis=1)[:, ::-1] / left
