@@ -13,6 +13,9 @@ from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
     from ._aipod import AiPOD as AiPOD
+    from ._examples import coupled_quadratic_example as coupled_quadratic_example
+    from ._examples import linear_lower_example as linear_lower_example
+    from ._examples import weighted_svm as weighted_svm
     from ._hypergradient import Hypergradient as Hypergradient
     from ._hypergradient import hypergradient as hypergradient
     from ._hypergradient import hypergradient_error_bound as hypergradient_error_bound
@@ -37,10 +40,13 @@ __getattr__, __dir__, __all__ = _attach(
         "Hypergradient": "_hypergradient",
         "LVHBA": "_lv_hba",
         "ProximalLagrangianValue": "_proximal_lagrangian",
+        "coupled_quadratic_example": "_examples",
         "hypergradient": "_hypergradient",
         "hypergradient_error_bound": "_hypergradient",
+        "linear_lower_example": "_examples",
         "proximal_lagrangian_value": "_proximal_lagrangian",
         "saddle_stepsize_bound": "_lv_hba",
         "value_gap": "_proximal_lagrangian",
+        "weighted_svm": "_examples",
     },
 )

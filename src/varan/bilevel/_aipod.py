@@ -116,10 +116,16 @@ class AiPOD(Solver):
     def step(self, problem: BilevelProblem, state: State) -> State:
         memory, point = state.memory, state.x
         y, memory = self._follow(problem, point.x, point.y, memory)
-        adjoint, _, _ = self._adjoint(problem, point.x, y, memory)
+        adjoint, _, multiplier_adjoint = self._adjoint(problem, point.x, y, memory)
+
+        def upper_lagrangian(x):
+            slope = jax.grad(problem.lower_value, argnums=1)(x, y)
+            pairing = jtu.tree_map(jnp.vdot, adjoint, slope)
+            value = problem.upper_value(x, y) + sum(jtu.tree_leaves(pairing))
+            return value + multiplier_adjoint @ problem.constraints(x, y)
 
         def upper_step(x, _):
-            gradient = jax.grad(self._upper_lagrangian)(x, problem, y, adjoint, memory)
+            gradient = jax.grad(upper_lagrangian)(x)
             size = self.stepsize
             return jtu.tree_map(
                 lambda v, d: v - jnp.asarray(size, v.dtype) * d, x, gradient
@@ -167,16 +173,6 @@ class AiPOD(Solver):
         multipliers = -back @ jax.grad(lower)(flat)
         multiplier_adjoint = -back @ (force + hessian @ adjoint)
         return unravel(adjoint), multipliers, multiplier_adjoint
-
-    def _upper_lagrangian(self, x, problem, y, adjoint, memory):
-        """`F + w . f_y + multiplier_adjoint . g`, whose `x`-gradient is wanted."""
-        _, _, multiplier_adjoint = self._adjoint(
-            problem, jax.lax.stop_gradient(x), y, memory
-        )
-        slope = jax.grad(problem.lower_value, argnums=1)(x, y)
-        pairing = sum(jtu.tree_leaves(jtu.tree_map(jnp.vdot, adjoint, slope)))
-        value = problem.upper_value(x, y) + pairing
-        return value + multiplier_adjoint @ problem.constraints(x, y)
 
     def _state(self, problem, x, y, memory):
         adjoint, multipliers, multiplier_adjoint = self._adjoint(problem, x, y, memory)

@@ -148,15 +148,15 @@ def _direct(problem, x, y, multipliers):
 
     def perturbed(shift):
         def system(u):
-            return jtu.tree_map(jnp.subtract, problem.lower_condition(x, *u), shift)
+            return ravel_pytree(problem.lower_condition(x, *u))[0] - shift
 
         answer, _ = implicit_root(
             system, (y, multipliers), tags=frozenset(tags), unique=problem.unique
         )
         return problem.upper_value(x, answer)
 
-    zero = jtu.tree_map(jnp.zeros_like, (y, multipliers))
-    return jtu.tree_map(jnp.negative, jax.grad(perturbed)(zero))
+    flat, unravel = ravel_pytree((y, multipliers))
+    return unravel(-jax.grad(perturbed)(jnp.zeros_like(flat)))
 
 
 def _matrix_free(problem, x, y, method, tol, max_steps, stepsize):

@@ -56,7 +56,8 @@ class LVHBA(Solver):
             lower level's weak convexity.
         gamma2: Proximal parameter of the multipliers.
         penalty: `c > 0` in `c_k = c (k + 1)^p`.
-        power: `p` in `[0, 1/2)`; 0 keeps the penalty fixed and leaves a bias of about
+        power: `p` in `[0, 1/2]` (the theory wants less than 1/2, the paper's last
+            experiments take 1/2); 0 keeps the penalty fixed and leaves a bias of about
             `1 / c`.
         bound: `r`: multipliers stay in `[0, r]` (`[-r, r]` for equalities); larger
             than the lower level's multipliers.
@@ -110,9 +111,9 @@ class LVHBA(Solver):
             "bound",
         ):
             check_positive("LVHBA", name, getattr(self, name))
-        if not is_traced(self.power) and not 0 <= self.power < 0.5:
+        if not is_traced(self.power) and not 0 <= self.power <= 0.5:
             raise ValueError(
-                f"LVHBA: `power` must lie in [0, 1/2) (got {self.power}). Beyond, the "
+                f"LVHBA: `power` must lie in [0, 1/2] (got {self.power}). Beyond, the "
                 "penalty outruns the saddle point."
             )
 

@@ -151,7 +151,8 @@ def proximal_lagrangian_value(
 
     def natural_map(u):
         moved = jtu.tree_map(jnp.subtract, u, operator(u, problem, x, y, z))
-        return jtu.tree_map(jnp.subtract, u, project(moved, problem, x))
+        step = jtu.tree_map(jnp.subtract, u, project(moved, problem, x))
+        return ravel_pytree(step)[0]
 
     theta, multipliers = implicit_root(natural_map, u, reliable=residual <= tol)
     value = problem.lagrangian(x, theta, multipliers)
