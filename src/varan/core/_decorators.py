@@ -22,12 +22,13 @@ class ImplicitFunction:
     function of concrete arrays (a SciPy routine, say).
     """
 
-    def __init__(self, condition, solver, has_aux, settings):
+    def __init__(self, condition, solver, has_aux, tol, settings):
         functools.update_wrapper(self, solver)
         self._name = getattr(solver, "__name__", "solver")
         self._condition = condition
         self._solver = solver
         self._has_aux = has_aux
+        self._tol = tol
         self._settings = settings
 
     def __call__(self, start, *params):
@@ -36,7 +37,12 @@ class ImplicitFunction:
         x, aux = answer if self._has_aux else (answer, None)
         x = jtu.tree_map(jnp.asarray, x)
         self._check_structure(x, params)
-        x = implicit_root(lambda x: self._condition(x, *params), x, **self._settings)
+        x = implicit_root(
+            lambda x: self._condition(x, *params),
+            x,
+            reliable=self._is_solution(x, stop_gradient(params)),
+            **self._settings,
+        )
         return (x, aux) if self._has_aux else x
 
     def certificate(self, x, *params, tol=None, strong_convexity=None) -> Certificate:
@@ -71,6 +77,11 @@ class ImplicitFunction:
             details={"residual": residual},
         )
 
+    def _is_solution(self, x, params):
+        if self._tol is None:
+            return True
+        return tree_norm(self._condition(x, *params)) <= self._tol
+
     def _check_structure(self, x, params):
         out = eqx.filter_eval_shape(self._condition, x, *params)
         sizes = [sum(leaf.size for leaf in jtu.tree_leaves(tree)) for tree in (out, x)]
@@ -88,6 +99,7 @@ def custom_root(
     tags: frozenset[str] = frozenset(),
     unique: bool = True,
     linear_solver=None,
+    tol: float | None = None,
 ) -> Callable[[Callable], ImplicitFunction]:
     """Decorates a solver function with implicit differentiation of a root.
 
@@ -98,6 +110,9 @@ def custom_root(
             `{"symmetric", "positive_semidefinite"}`.
         unique: See `varan.Problem.unique`.
         linear_solver: A lineax solver to use instead of the automatic choice.
+        tol: Where the norm of the condition at the answer exceeds this (or is NaN),
+            the answer is no solution and its derivatives are NaN. Costs one evaluation
+            of the condition. Default: the answer is trusted.
 
     Returns:
         A decorator of functions `solver(start, *params)`. The decorated function
@@ -121,7 +136,7 @@ def custom_root(
         (arXiv 2105.15183).
     """
     settings = {"tags": tags, "unique": unique, "linear_solver": linear_solver}
-    return lambda solver: ImplicitFunction(condition, solver, has_aux, settings)
+    return lambda solver: ImplicitFunction(condition, solver, has_aux, tol, settings)
 
 
 def custom_fixed_point(
@@ -130,6 +145,7 @@ def custom_fixed_point(
     has_aux: bool = False,
     unique: bool = True,
     linear_solver=None,
+    tol: float | None = None,
 ) -> Callable[[Callable], ImplicitFunction]:
     """Decorates a solver function with implicit differentiation of a fixed point.
 
@@ -138,6 +154,9 @@ def custom_fixed_point(
         has_aux: The solver returns `(x, aux)`; `aux` is not differentiated.
         unique: See `varan.Problem.unique`.
         linear_solver: A lineax solver to use instead of the automatic choice.
+        tol: Where the norm of the condition at the answer exceeds this (or is NaN),
+            the answer is no solution and its derivatives are NaN. Costs one evaluation
+            of the condition. Default: the answer is trusted.
 
     Returns:
         A decorator, as `custom_root` returns.
@@ -160,7 +179,7 @@ def custom_fixed_point(
         return jtu.tree_map(jnp.subtract, function(x, *params), x)
 
     settings = {"unique": unique, "linear_solver": linear_solver}
-    return lambda solver: ImplicitFunction(condition, solver, has_aux, settings)
+    return lambda solver: ImplicitFunction(condition, solver, has_aux, tol, settings)
 
 
 def _as_arrays(params):
