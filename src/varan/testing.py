@@ -37,7 +37,7 @@ from jax.flatten_util import ravel_pytree
 from .core import FixedPoint, Problem, Root, Smooth, Status, solve
 from .core._solve import _as_solver
 
-__all__ = ["MINIMUM", "Case", "checks", "contract"]
+__all__ = ["MINIMUM", "Case", "assert_close", "checks", "contract", "difference"]
 
 # Fewer checks than these for a case is an error: a battery that shrinks unnoticed
 # (a renamed tag, an emptied table) would stay green.
@@ -400,7 +400,7 @@ _BENCHES = {
 
 
 def _jit_equals_eager(bench):
-    _assert_close(*bench.eager_and_jitted(), 1e-8)
+    assert_close(*bench.eager_and_jitted(), 1e-8)
 
 
 def _new_values_compile_nothing(bench):
@@ -426,7 +426,7 @@ def _dtype_follows_input(bench):
 
 
 def _pytrees(bench):
-    _assert_close(*bench.other_structure(), 1e-6)
+    assert_close(*bench.other_structure(), 1e-6)
 
 
 def _vmap_equals_loop(bench):
@@ -451,7 +451,7 @@ def _vmap_equals_loop(bench):
             assert abs(int(mine[2] - alone[2])) <= 1, f"lane {lane} shares its steps"
             mine, alone = mine[0], alone[0]
         if _finite(alone):
-            _assert_close(mine, alone, 1e-6)
+            assert_close(mine, alone, 1e-6)
 
 
 def _bad_values_say_so(bench):
@@ -539,7 +539,7 @@ def _moves_likewise(motion, bench):
     for problem in bench.instances:
         end = bench.solve(_moved(problem, view), view.inverse(bench.start))
         assert end.converged, f"{motion}: {Status(int(end.status)).advice}"
-        _assert_close(view(end.x), bench.solve(problem).x, 1e-6)
+        assert_close(view(end.x), bench.solve(problem).x, 1e-6)
 
 
 # ---------------------------------------------------------- derivatives' checks
@@ -549,8 +549,8 @@ def _derivative_matches_differences(bench):
     for floating, rest, direction in _directions(bench):
         weight = bench.smooth(floating, rest)
         tangent, _ = bench.derivative(floating, rest, direction, weight)
-        numeric = _difference(lambda f, r=rest: bench.smooth(f, r), floating, direction)
-        _assert_close(tangent, numeric, 1e-6)
+        numeric = difference(lambda f, r=rest: bench.smooth(f, r), floating, direction)
+        assert_close(tangent, numeric, 1e-6)
 
 
 def _forward_matches_reverse(bench):
@@ -560,7 +560,7 @@ def _forward_matches_reverse(bench):
         tangent, pulled = bench.derivative(floating, rest, direction, weight)
         forward = np.vdot(_flat(tangent), _flat(weight))
         reverse = np.vdot(_flat(direction), _flat(pulled))
-        _assert_close(forward, reverse, 1e-8)
+        assert_close(forward, reverse, 1e-8)
 
 
 def _second_order_matches_differences(bench):
@@ -577,10 +577,10 @@ def _second_order_matches_differences(bench):
     for floating, rest, direction in _directions(bench):
         weight = _random_like(bench.smooth(floating, rest), 1)
         exact = curvature(floating, rest, weight, direction)
-        numeric = _difference(
+        numeric = difference(
             lambda f, r=rest, w=weight: gradient(f, r, w), floating, direction
         )
-        _assert_close(exact, numeric, 1e-6)
+        assert_close(exact, numeric, 1e-6)
 
 
 def _directions(bench):
@@ -595,9 +595,27 @@ def _directions(bench):
         yield floating, rest, direction
 
 
-def _difference(function, point, direction):
-    """Fourth-order central difference: error about 1e-12 + 1e3 * noise."""
-    step = 1e-3
+def difference(function, point, direction, step=1e-3):
+    """Fourth-order central difference of a function along a direction.
+
+    Its error is about `step**4` plus the function's noise divided by `step`: 1e-9 to
+    1e-12 for functions of unit scale in float64.
+
+    Args:
+        function: Maps a pytree of floating arrays to a pytree of arrays.
+        point: Where.
+        direction: A pytree like `point`.
+        step: Length of the step along the direction.
+
+    Returns:
+        The derivative, all leaves of the output in one NumPy vector.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.testing import difference
+        >>> difference(lambda x: x**2, jnp.float32(1), jnp.float32(1), 0.1).round(2)
+        array([2.], dtype=float32)
+    """
 
     def at(t):
         shifted = jtu.tree_map(lambda p, d: p + t * step * d, point, direction)
@@ -625,7 +643,7 @@ def _chains(bench):
     chained = optax.chain(optax.identity(), bench.method, optax.scale(0.5))
     half, _ = bench.update(chained, problem, chained.init(start), start)
     whole, _ = bench.update(bench.method, problem, bench.method.init(start), start)
-    _assert_close(half, _map(lambda u: 0.5 * u, whole), 1e-10)
+    assert_close(half, _map(lambda u: 0.5 * u, whole), 1e-10)
 
 
 def _accumulates(bench):
@@ -637,7 +655,7 @@ def _accumulates(bench):
     assert not np.any(_flat(none)), "moved before the accumulation was full"
     both, _ = bench.update(pair, problem, state, start)
     whole, _ = bench.update(bench.method, problem, bench.method.init(start), start)
-    _assert_close(both, whole, 1e-10)
+    assert_close(both, whole, 1e-10)
 
 
 def _state_survives_scan(bench):
@@ -862,8 +880,15 @@ def _finite(tree):
     return bool(np.all(np.isfinite(_flat(tree).astype(float))))
 
 
-def _assert_close(got, wanted, rtol):
-    """Relative to the whole vector's norm; absolute below one."""
+def assert_close(got, wanted, rtol):
+    """Asserts that two pytrees of numbers are near; NaN is near nothing.
+
+    Args:
+        got: A pytree of numbers.
+        wanted: A pytree of as many numbers.
+        rtol: Bounds the norm of all differences, relative to the norm of all wanted
+            numbers where that exceeds one, absolutely where it does not.
+    """
     got, wanted = (_flat(t).astype(np.float64) for t in (got, wanted))
     assert got.shape == wanted.shape, f"shapes {got.shape} and {wanted.shape}"
     gap, size = np.linalg.norm(got - wanted), np.linalg.norm(wanted)
