@@ -1,10 +1,11 @@
-"""Real data that libraries bundle, and what experiments do to it."""
+"""Real data that libraries bundle, generators, and what experiments do to them."""
 
 from typing import TYPE_CHECKING
 
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._random_k import random_k as random_k
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
     from ._tabular import split as split
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = _attach(
     {
         "breast_cancer": "_tabular",
         "flip_labels": "_tabular",
+        "random_k": "_random_k",
         "split": "_tabular",
         "standardise": "_tabular",
     },

@@ -1,0 +1,57 @@
+"""Lipschitz constants of networks, proved.
+
+How far can a network's output move when its input moves? `local_lipschitz` answers
+with an upper bound that is a proof and a value that is attained; `jacobian_bounds`,
+`jvp_bounds`, `monotone` and `certified_radius` are its uses. `bounds` encloses the
+outputs themselves.
+
+A model is an Equinox module in inference mode, any JAX callable of one input without
+batch axis, or a pair `(weights, biases)` of a ReLU network. A set of inputs is a `Box`.
+Everything but branch and bound works under `jit`, `vmap` and `grad`.
+"""
+
+from typing import TYPE_CHECKING
+
+from .._lazy import attach as _attach
+
+if TYPE_CHECKING:
+    from ._branch import BaB as BaB
+    from ._curves import PiecewiseLinear as PiecewiseLinear
+    from ._curves import SmoothCurve as SmoothCurve
+    from ._exact import ExactLipschitz as ExactLipschitz
+    from ._exact import exact_lipschitz as exact_lipschitz
+    from ._forward import bounds as bounds
+    from ._graph import BoundGraph as BoundGraph
+    from ._graph import UnsupportedPrimitive as UnsupportedPrimitive
+    from ._graph import register_activation as register_activation
+    from ._lipschitz import jacobian_bounds as jacobian_bounds
+    from ._lipschitz import jvp_bounds as jvp_bounds
+    from ._lipschitz import local_lipschitz as local_lipschitz
+    from ._monotone import Monotonicity as Monotonicity
+    from ._monotone import monotone as monotone
+    from ._radius import certified_radius as certified_radius
+    from ._result import LipschitzResult as LipschitzResult
+    from ._sets import Box as Box
+
+__getattr__, __dir__, __all__ = _attach(
+    __name__,
+    {
+        "BaB": "_branch",
+        "BoundGraph": "_graph",
+        "Box": "_sets",
+        "ExactLipschitz": "_exact",
+        "LipschitzResult": "_result",
+        "Monotonicity": "_monotone",
+        "PiecewiseLinear": "_curves",
+        "SmoothCurve": "_curves",
+        "UnsupportedPrimitive": "_graph",
+        "bounds": "_forward",
+        "certified_radius": "_radius",
+        "exact_lipschitz": "_exact",
+        "jacobian_bounds": "_lipschitz",
+        "jvp_bounds": "_lipschitz",
+        "local_lipschitz": "_lipschitz",
+        "monotone": "_monotone",
+        "register_activation": "_graph",
+    },
+)
