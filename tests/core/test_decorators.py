@@ -1,4 +1,4 @@
-"""`custom_root` and `custom_fixed_point`: any solver, any parameters, or one sentence."""
+"""`custom_root`, `custom_fixed_point`: any solver, any parameters, or one sentence."""
 
 import functools
 

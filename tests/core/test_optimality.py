@@ -162,7 +162,7 @@ def test_second_derivative_by_nesting():
         optimality.newton(optimality.stationary(cubic)),
     ):
         solver = custom_root(condition)(lambda _, c: x)
-        got = jax.hessian(lambda c: jnp.sum(solver(None, c)))(c)
+        got = jax.hessian(lambda c, s=solver: jnp.sum(s(None, c)))(c)
         assert_close(got, jnp.diag(-6 * x / (3 * x**2 + 1) ** 3), 1e-10)
 
 
@@ -286,7 +286,7 @@ def second_order_cone(v):
 
 
 def test_conic_linear_program_against_its_vertex():
-    # max x1 + x2 on {x1 <= b1, x1 + 2 x2 <= b2, -x2 <= b3}: the vertex of the first two.
+    # max x1 + x2 on {x1 <= b1, x1 + 2 x2 <= b2, -x2 <= b3}: the first two's vertex.
     A = jnp.asarray([[1.0, 0.0], [1.0, 2.0], [0.0, -1.0]])
     b, c = jnp.asarray([1.0, 3.0, 0.0]), jnp.asarray([-1.0, -1.0])
     x = jnp.linalg.solve(A[:2], b[:2])
