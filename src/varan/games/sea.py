@@ -41,6 +41,15 @@ class Stream(eqx.Module):
             |m_1|)^2`, as `grad F_0 = 0`.
         gradient_bound: `G`: no gradient on the ball can be longer.
         radius: `r`, the ball's radius.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.games import sea
+        >>> losses = sea.iid(jax.random.key(0), 100, jnp.array([3.0, 4.0]), noise=0.1)
+        >>> [round(float(x), 3) for x in losses.best()]
+        [-0.6, -0.8]
+        >>> float(losses.expected_loss(0, jnp.array([1.0, 0.0])))
+        3.0
     """
 
     curvature: Float[Array, "d d"]

@@ -29,36 +29,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...games import (
-    AdaGradNorm,
-    DynamicOptimisticOMD,
-    EuclideanBall,
-    OnlineGradientDescent,
-    OnlineNewtonStep,
-    OptimisticFTRL,
-    OptimisticOMD,
-    convex_regret_bound,
-    dynamic_regret_bound,
-    exp_concave_regret_bound,
-    linear_regret,
-    play,
-    regret,
-    sea,
-    strongly_convex_regret_bound,
-)
-from ...operators import minimise_quadratic_on_ball
 from .. import Curve, Measurements
-
-_BALL, _DIAMETER, _SIZE = EuclideanBall(1.0), 2.0, 5
-_PERIODS = (2**30, 256, 16, 4)  # rounds between sign flips; the first: never
-_LENGTHS = (0, 1, 4, 16, 64)
-_CURVED = (1.0, 0.9, 0.8, 0.65, 0.5)
-# The diagonals of Q and W. The last W is not below Q: single losses are not convex.
-_LOSSES = {
-    "linear": ((0.0,) * 5, (0.0,) * 5),
-    "quadratic": ((1.0, 0.5, 0.1, 0.0, 0.0), (0.0,) * 5),
-    "nonconvex": ((1.0, 0.5, 0.1, 0.0, 0.0), (-0.4, 0.0, -0.3, 0.3, -0.3)),
-}
+from ._sea_games import (
+    LENGTHS,
+    LOSSES,
+    PERIODS,
+    convex_cells,
+    dynamic,
+    exp_concave,
+    pure_noise,
+    sign_flips,
+    strongly_convex,
+)
 
 
 def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
@@ -70,15 +52,16 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
             numbers |= measured
             curves += drawn
     violations = [v for name, v in numbers.items() if name.endswith("_violation")]
-    numbers["certificate_violation"] = max(violations)
+    if violations:
+        numbers["certificate_violation"] = max(violations)
     return Measurements(numbers, curves)
 
 
 def _convex(key, scale):
     horizons = _horizons(scale)
     noises = tuple(scale["noises"])
-    run = functools.partial(_convex_cells, key, horizons, scale["paths"])
-    paid, bounds, violation = run(noises, _PERIODS, "optimistic")
+    run = functools.partial(convex_cells, key, horizons, scale["paths"])
+    paid, bounds, violation = run(noises, PERIODS, "optimistic")
     ratios = jnp.max(paid / bounds, axis=(1, 2, 3))
     numbers = {
         "convex_bound_ratio": float(jnp.max(ratios[:2])),
@@ -88,7 +71,7 @@ def _convex(key, scale):
     curves = []
     for learner in scale["compared"]:
         middle = run((noises[len(noises) // 2],), (16,), learner)[0][:, 0, 0]
-        for losses, values in zip(_LOSSES, middle, strict=True):
+        for losses, values in zip(LOSSES, middle, strict=True):
             numbers[f"{losses}_{learner}_regret"] = float(values[-1])
             curves.append(_curve(f"{losses} losses", learner, horizons, values))
     return numbers, curves
@@ -96,7 +79,7 @@ def _convex(key, scale):
 
 def _noise(key, scale):
     horizons = _horizons(scale)
-    paid = _pure_noise(key, horizons, 4 * scale["paths"])
+    paid = pure_noise(key, horizons, 4 * scale["paths"])
     curve = _curve("pure noise", "optimistic", horizons, paid)
     return {"noise_ratio": float(jnp.max(paid / np.sqrt(horizons)))}, [curve]
 
@@ -104,7 +87,7 @@ def _noise(key, scale):
 def _flips(key, scale):
     numbers = {}
     for period in (4, 16):
-        ours, descent = _sign_flips(key, 4096, period)
+        ours, descent = sign_flips(key, 4096, period)
         numbers[f"flip_regret_{period}"] = float(ours)
         numbers[f"flip_descent_regret_{period}"] = float(descent)
     excess = numbers["flip_regret_4"] - 0.2 * numbers["flip_descent_regret_4"]
@@ -113,7 +96,7 @@ def _flips(key, scale):
 
 def _strong(key, scale):
     horizons = _horizons(scale)
-    paid = _strongly_convex(key, horizons, 4 * scale["paths"], tuple(scale["noises"]))
+    paid = strongly_convex(key, horizons, 4 * scale["paths"], tuple(scale["noises"]))
     noisy, still = paid["noisy"], paid["still"]
     steps = jnp.diff(noisy[1:])
     numbers = {
@@ -134,7 +117,7 @@ def _strong(key, scale):
 
 def _newton(key, scale):
     horizon, noises = scale["curved_horizon"], tuple(scale["noises"])
-    paid = _exp_concave(key, horizon, scale["paths"], noises)
+    paid = exp_concave(key, horizon, scale["paths"], noises)
     return {
         "exp_bound_ratio": float(jnp.max(paid["ratio"])),
         "exp_violation": float(jnp.max(paid["violation"])),
@@ -144,7 +127,7 @@ def _newton(key, scale):
 
 
 def _moving(key, scale):
-    paid = _dynamic(key, scale["curved_horizon"], scale["paths"])
+    paid = dynamic(key, scale["curved_horizon"], scale["paths"])
     numbers = {
         "dynamic_bound_ratio": float(jnp.max(paid["ratio"])),
         "dynamic_normalised": float(jnp.max(paid["normalised"])),
@@ -154,7 +137,7 @@ def _moving(key, scale):
     for label in ("two layers", "one layer"):
         values = [float(v) for v in paid[label]]
         numbers[f"dynamic_{label.replace(' ', '_')}_regret"] = values[-1]
-        lengths = [1 + p for p in _LENGTHS]
+        lengths = [1 + p for p in LENGTHS]
         axes = "moving comparator", "1 + path length", "dynamic regret"
         curves.append(Curve(lengths, values, label, *axes, log_x=True))
     return numbers, curves
@@ -170,299 +153,8 @@ _PARTS = {
 }
 
 
-@functools.partial(
-    jax.jit, static_argnames=("horizons", "paths", "noises", "periods", "label")
-)
-def _convex_cells(key, horizons, paths, noises, periods, label):
-    """Mean regret and bound by losses, noise, period and horizon; worst violation."""
-
-    def one(losses, noise, period, key):
-        diagonal, wobble = losses
-        mean_key, key = jax.random.split(key)
-        stream = sea.adversarial(
-            key,
-            horizons[-1],
-            _direction(mean_key) / 2,
-            period,
-            curvature=jnp.diag(diagonal),
-            noise=noise,
-            wobble=jnp.diag(wobble),
-        )
-        bound, smoothness = stream.gradient_bound, jnp.max(diagonal)
-        learner = _convex_learner(label, bound, smoothness)
-        points, gradients, state = play(
-            learner, stream.gradient, jnp.zeros(_SIZE), horizons[-1]
-        )
-        sums = (_at(jnp.cumsum(v), horizons) for v in _known(stream))
-        limit = convex_regret_bound(_DIAMETER, bound, smoothness, *sums)
-        violation = jnp.zeros(())
-        if isinstance(learner, OptimisticOMD):
-            truth = linear_regret(_BALL, points, gradients)[-1]
-            violation = _violation(truth, learner.certificate(state).value)
-        return _regrets(stream, points, horizons), limit, violation
-
-    run = jax.vmap(one, (None, None, None, 0))
-    run = jax.vmap(run, (None, None, 0, None))
-    keys = jax.random.split(key, paths)
-    paid, bounds, violation = jax.vmap(
-        lambda losses: jax.lax.map(
-            lambda noise: run(losses, noise, jnp.array(periods), keys),
-            jnp.array(noises),
-        )
-    )(tuple(jnp.array(v) for v in zip(*_LOSSES.values(), strict=True)))
-    return jnp.mean(paid, 3), jnp.mean(bounds, 3), violation
-
-
-def _convex_learner(label, bound, smoothness):
-    """The method and its baselines, all given the same true constants."""
-    if label == "descent":
-        return OnlineGradientDescent(_BALL, gradient_bound=bound)
-    if label == "adaptive descent":
-        return AdaGradNorm(_BALL)
-    if label == "optimistic FTRL":
-        return OptimisticFTRL(_BALL, bound, smoothness)
-    return OptimisticOMD(
-        _BALL,
-        gradient_bound=bound,
-        smoothness=smoothness,
-        optimistic=label == "optimistic",
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("horizons", "paths"))
-def _pure_noise(key, horizons, paths):
-    def one(key):
-        stream = sea.iid(key, horizons[-1], jnp.zeros(_SIZE), noise=1.0)
-        learner = OptimisticOMD(_BALL, gradient_bound=stream.gradient_bound)
-        points, _, _ = play(learner, stream.gradient, jnp.zeros(_SIZE), horizons[-1])
-        return _regrets(stream, points, horizons, hindsight=True)
-
-    return jnp.mean(jax.vmap(one)(jax.random.split(key, paths)), 0)
-
-
-@functools.partial(jax.jit, static_argnames=("horizon",))
-def _sign_flips(key, horizon, period):
-    mean = _direction(key) / 2
-    stream = sea.adversarial(key, horizon, mean, period)
-    learners = (
-        OptimisticOMD(_BALL, gradient_bound=0.5),
-        OnlineGradientDescent(_BALL, gradient_bound=0.5),
-    )
-
-    def paid(learner):
-        points, _, _ = play(learner, stream.gradient, jnp.zeros(_SIZE), horizon)
-        return regret(stream.loss, points, stream.best_in_hindsight())[-1]
-
-    return tuple(paid(learner) for learner in learners)
-
-
-@functools.partial(jax.jit, static_argnames=("horizons", "paths", "noises"))
-def _strongly_convex(key, horizons, paths, noises):
-    strength, smoothness = min(_CURVED), max(_CURVED)
-    keys = jax.random.split(key, paths)
-
-    def one(key, noise, learner):
-        mean_key, key = jax.random.split(key)
-        stream = sea.iid(
-            key,
-            horizons[-1],
-            _direction(mean_key) / 4,
-            curvature=jnp.diag(jnp.array(_CURVED)),
-            noise=noise,
-        )
-        points, _, state = play(
-            learner, stream.gradient, jnp.zeros(_SIZE), horizons[-1]
-        )
-        expected = _regrets(stream, points, horizons)
-        realised = regret(stream.loss, points, stream.best_in_hindsight())[-1]
-        bounds = jnp.stack(
-            [
-                strongly_convex_regret_bound(
-                    _DIAMETER,
-                    stream.gradient_bound,
-                    smoothness,
-                    strength,
-                    stream.variances[:t],
-                    stream.variations[:t],
-                )
-                for t in horizons
-            ]
-        )
-        if not isinstance(learner, OptimisticOMD):
-            return expected, bounds, jnp.zeros(())
-        violation = _violation(realised, learner.certificate(state).value)
-        return expected, bounds, violation
-
-    def mean(noise, learner):
-        paid, bounds, violation = jax.vmap(lambda k: one(k, noise, learner))(keys)
-        return jnp.mean(paid, 0), jnp.mean(bounds, 0), jnp.max(violation)
-
-    ours = OptimisticOMD(_BALL, "strongly_convex", strength=strength)
-    blind = OptimisticOMD(_BALL, "strongly_convex", strength=strength, optimistic=False)
-    descent = OnlineGradientDescent(_BALL, strength=strength)
-    paid, bounds, violation = jax.lax.map(
-        lambda noise: mean(noise, ours), jnp.array(noises)
-    )
-    noisy = len(noises) - 1 if len(noises) < 4 else 3
-    return {
-        "ratio": paid / bounds,
-        "violation": violation,
-        "still": paid[0],
-        "noisy": paid[noisy],
-        "blind": mean(0.0, blind)[0],
-        "descent": mean(noises[noisy], descent)[0],
-    }
-
-
-@functools.partial(jax.jit, static_argnames=("horizon", "paths", "noises"))
-def _exp_concave(key, horizon, paths, noises):
-    curvature = jnp.array(_CURVED)
-    keys = jax.random.split(key, paths)
-    reach = jnp.sqrt(max(_CURVED)) + (0.5 + max(noises)) / jnp.sqrt(min(_CURVED))
-    strength = 1 / reach**2  # grad f' Q^{-1} grad f is at most reach^2 on the ball
-
-    def one(key, noise, period, make):
-        mean_key, key = jax.random.split(key)
-        stream = sea.adversarial(
-            key,
-            horizon,
-            _direction(mean_key) / 2,
-            period,
-            curvature=jnp.diag(curvature),
-            noise=noise,
-        )
-        learner = make(stream.gradient_bound)
-        points, _, state = play(learner, stream.gradient, jnp.zeros(_SIZE), horizon)
-        paid = regret(stream.loss, points, stream.best_in_hindsight())[-1]
-        bound = exp_concave_regret_bound(
-            _DIAMETER,
-            stream.gradient_bound,
-            max(_CURVED),
-            strength,
-            _SIZE,
-            jnp.sum(stream.variances),
-            jnp.sum(stream.variations),
-        )
-        if not isinstance(learner, OptimisticOMD):
-            return paid, bound, jnp.zeros(())
-        return paid, bound, _violation(paid, learner.certificate(state).value)
-
-    def ours(bound):
-        return OptimisticOMD(
-            _BALL, "exp_concave", gradient_bound=bound, strength=strength
-        )
-
-    cells = [(n, p) for n in noises for p in (horizon, 16)]
-    noise, period = (jnp.array(v) for v in zip(*cells, strict=True))
-    run = jax.vmap(lambda n, p: jax.vmap(lambda k: one(k, n, p, ours))(keys))
-    paid, bounds, violation = run(noise, period)
-
-    def newton(key):
-        def make(bound):
-            return OnlineNewtonStep(_BALL, bound, strength)
-
-        return one(key, noises[-1], horizon, make)[0]
-
-    return {
-        "ratio": jnp.mean(paid, 1) / jnp.mean(bounds, 1),
-        "violation": violation,
-        "ours": jnp.mean(paid[-2]),
-        "newton": jnp.mean(jax.vmap(newton)(keys)),
-    }
-
-
-@functools.partial(jax.jit, static_argnames=("horizon", "paths"))
-def _dynamic(key, horizon, paths):
-    """Targets that glide on a circle and targets that jump across it, equally far."""
-    rounds, noise = jnp.arange(horizon), 0.1
-    matrix = jnp.diag(jnp.array(_CURVED))
-    bound = max(_CURVED) + 0.5 + noise  # |Q x| + |Q u_t| + noise on the ball
-    two = DynamicOptimisticOMD(_BALL, horizon, gradient_bound=bound, smoothness=1.0)
-    one_layer = OptimisticOMD(_BALL, gradient_bound=bound, smoothness=1.0)
-
-    def angle(length, jumping):
-        # On a circle of radius 1/2 a jump across has length 1.
-        jumps = jnp.floor(rounds * (length + 1) / horizon) * jnp.pi
-        return jnp.where(jumping, jumps, rounds * 2 * length / (horizon - 1))
-
-    def one(key, length, jumping):
-        phase = angle(length, jumping)
-        flat = jnp.stack([jnp.cos(phase), jnp.sin(phase)], 1) / 2
-        targets = jnp.pad(flat, ((0, 0), (0, _SIZE - 2)))
-        stream = sea.drift(key, targets, matrix, noise=noise)
-        path = jnp.sum(jnp.linalg.norm(jnp.diff(targets, axis=0), axis=1))
-        results = {}
-        for label, learner in (("two layers", two), ("one layer", one_layer)):
-            points, gradients, state = play(
-                learner, stream.gradient, jnp.zeros(_SIZE), horizon
-            )
-            paid = regret(stream.expected_loss, points, targets)[-1]
-            results[label] = paid
-            if learner is two:
-                truth = jnp.sum(gradients * (points - targets))
-                value = learner.certificate(state, path).value
-                results["violation"] = _violation(truth, value)
-        sums = jnp.sum(stream.variances), jnp.sum(stream.variations)
-        results["bound"] = dynamic_regret_bound(
-            _DIAMETER, bound, 1.0, two.stepsizes.size, *sums, path
-        )
-        roots = jnp.sqrt(sums[0]) + jnp.sqrt(sums[1])
-        results["order"] = 1 + path + jnp.sqrt(1 + path) * roots
-        return results
-
-    keys = jax.random.split(key, paths)
-    lengths = jnp.array(_LENGTHS, float)
-    over_keys = jax.vmap(one, (0, None, None))
-    over_lengths = jax.vmap(over_keys, (None, 0, None))
-    results = jax.vmap(over_lengths, (None, None, 0))(
-        keys, lengths, jnp.array([False, True])
-    )
-    means = {name: jnp.mean(value, 2) for name, value in results.items()}
-    return {
-        "ratio": means["two layers"] / means["bound"],
-        "normalised": means["two layers"] / means["order"],
-        "violation": results["violation"],
-        "two layers": means["two layers"][1],
-        "one layer": means["one layer"][1],
-    }
-
-
-def _regrets(stream, points, horizons, hindsight=False):
-    """Regret at each horizon against the best fixed point until then.
-
-    Of the expected losses, whose best point does not depend on the draw; or, in
-    hindsight, of the losses as drawn, which asks for more.
-    """
-    loss = stream.loss if hindsight else stream.expected_loss
-    slopes = stream.slopes if hindsight else stream.means
-    rounds = jnp.arange(horizons[-1])
-    paid = _at(jnp.cumsum(jax.vmap(loss)(rounds, points)), horizons)
-    matrices = stream.curvature * jnp.array(horizons, float)[:, None, None]
-    totals = _at(jnp.cumsum(slopes, axis=0), horizons)
-    best = jax.vmap(minimise_quadratic_on_ball)(matrices, -totals)
-    least = jax.vmap(lambda A, b, u: u @ (A @ u) / 2 + b @ u)(matrices, totals, best)
-    return paid - least
-
-
 def _horizons(scale):
     return tuple(scale["horizon"] // 4**i for i in (3, 2, 1, 0))
-
-
-def _known(stream):
-    return stream.variances, stream.variations
-
-
-def _at(values, horizons):
-    return values[jnp.array(horizons) - 1]
-
-
-def _violation(truth, bound):
-    return (truth - bound) / (1 + jnp.abs(bound))
-
-
-def _direction(key):
-    direction = jax.random.normal(key, (_SIZE,))
-    return direction / jnp.linalg.norm(direction)
 
 
 def _curve(plot, label, horizons, values):
