@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._digits import digit_images as digit_images
     from ._random_k import random_k as random_k
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
@@ -15,6 +16,7 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "breast_cancer": "_tabular",
+        "digit_images": "_digits",
         "flip_labels": "_tabular",
         "random_k": "_random_k",
         "split": "_tabular",
