@@ -70,6 +70,11 @@ def test_the_experiment_has_the_agreed_form(row):
 
 
 @built
+def test_smoke_is_one_seed(row):
+    assert row.scales["smoke"].seeds == 1
+
+
+@built
 def test_the_methods_exist_and_cite_the_paper(row):
     for reference in row.method:
         name, _, attribute = reference.partition(":")
