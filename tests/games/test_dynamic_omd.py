@@ -96,7 +96,7 @@ def test_it_tracks_a_moving_target_within_the_derived_bound():
 
     @jax.jit
     def run():
-        angle = speed * jnp.arange(horizon)
+        angle = speed * jnp.arange(float(horizon))
         targets = 0.7 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
         losses = sea.drift(jax.random.key(0), targets, jnp.eye(2), noise=0.1)
         points, gradients, _ = play(learner, losses.gradient, jnp.zeros(2), horizon)
