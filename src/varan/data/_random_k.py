@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -49,6 +51,11 @@ def random_k(
     ):
         if size < 1:
             raise ValueError(f"random_k: `{name}` must be at least 1 (got {size}).")
+    return _draw(key, points, dimension, classes, leaders)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _draw(key, points, dimension, classes, leaders):
     for_points, for_leaders, for_labels = jax.random.split(key, 3)
     x = jax.random.uniform(for_points, (points, dimension))
     centres = jax.random.uniform(for_leaders, (leaders, dimension))

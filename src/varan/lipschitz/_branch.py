@@ -124,7 +124,7 @@ def _children(
     layout = _Layout(graph)
 
     def child(c: Array, parent: _Branches, sign: Array) -> _Branches:
-        here = jnp.arange(parent.lower.size) == parent.split
+        here = jnp.arange(parent.lower.size, dtype=jnp.int32) == parent.split
         cut = jnp.asarray(_STRICT, graph.dtype)
         lower = jnp.where(
             here & (sign > 0), jnp.maximum(parent.lower, cut), parent.lower
@@ -185,7 +185,7 @@ def _choose(layout: _Layout, slopes, found: Cotangents, heuristic: str) -> Array
         scores.append(jnp.ravel(jnp.where(open_, jnp.maximum(score, 1e-30), -1.0)))
     flat = jnp.concatenate([jnp.full(1, -1.0, layout.graph.dtype), *scores])
     best = jnp.argmax(flat)
-    return jnp.where(flat[best] > 0, best - 1, -1)
+    return jnp.where(flat[best] > 0, best - 1, -1).astype(jnp.int32)
 
 
 class _Queue:
@@ -242,32 +242,31 @@ def branch_and_bound(
     """
     started = time.monotonic()
     width = rule.batch
-    lower, upper = _flatten(model, box, intervals)
-    count, dtype = rows.shape[0], rows.dtype
-    whole = jnp.full((width, lower.size + box.lower.size), jnp.inf, dtype)
-    root = _Branches(
-        lower=jnp.broadcast_to(lower, (width, lower.size)),
-        upper=jnp.broadcast_to(upper, (width, upper.size)),
-        below=-whole,
-        above=whole,
-        bound=jnp.full(width, jnp.inf, dtype),
-        split=jnp.full(width, -1),
-        alive=jnp.ones(width, bool),
-    )
-    queue = _Queue()
+    lower, upper = (np.asarray(v) for v in _flatten(model, box, intervals))
+    count, dtype = rows.shape[0], lower.dtype
+    whole = np.full(lower.size + box.lower.size, np.inf, dtype)
+    infinite, unsplit, alive = dtype.type(np.inf), np.int32(-1), np.bool_(True)
+    root = (lower, upper, -whole, whole, infinite, unsplit, alive)
+    queue, matrix = _Queue(), np.asarray(rows)
 
-    def bound_lanes(owners: list[int], parents: _Branches, sign: float) -> None:
-        padded = jnp.asarray((owners + [0] * width)[:width])
-        signs = jnp.full(width, sign, dtype)
+    def bound_lanes(owners: list[int], lanes: list, sign: float) -> None:
+        spare = width - len(lanes)
+        lanes, chosen = lanes + lanes[:1] * spare, owners + owners[:1] * spare
+        parents = _Branches(
+            *(jnp.asarray(np.stack(v)) for v in zip(*lanes, strict=True))
+        )
+        signs = jnp.asarray(np.full(width, sign, dtype))
+        combinations = jnp.asarray(matrix[chosen])
         settings = (rule.heuristic, rule.reforward, linear)
-        found = _children(model, box, rows[padded], parents, signs, *settings)
+        found = _children(model, box, combinations, parents, signs, *settings)
         found = [np.asarray(v) for v in found]
         for lane, row in enumerate(owners):
             if found[6][lane]:
                 queue.push(row, tuple(v[lane] for v in found))
 
     for first in range(0, count, width):
-        bound_lanes(list(range(first, min(first + width, count))), root, 0.0)
+        owners = list(range(first, min(first + width, count)))
+        bound_lanes(owners, [root] * len(owners), 0.0)
     bounded = count
     # Splitting below what a point attains, up to rounding, cannot help.
     target = float(attained) * (1 + 64 * float(jnp.finfo(dtype).eps))
@@ -277,13 +276,9 @@ def branch_and_bound(
         if not taken:
             break
         lanes = [queue.items[place] for _, place, _ in taken]
-        lanes += [lanes[0]] * (width - len(lanes))
-        parents = _Branches(
-            *(jnp.asarray(np.stack(v)) for v in zip(*lanes, strict=True))
-        )
         owners = [row for *_, row in taken]
         for sign in (1.0, -1.0):
-            bound_lanes(owners, parents, sign)
+            bound_lanes(owners, lanes, sign)
         for _, place, _ in taken:
             queue.items[place] = ()
         bounded += 2 * len(taken)

@@ -10,6 +10,7 @@ that lies closest to the curve at the midpoint.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -156,7 +157,7 @@ def _upper_line(function, turns, l: Array, u: Array) -> tuple[Array, Array]:
     points = [jnp.broadcast_to(z, k.shape) for z in (l, u)]
     points += [
         _stationary(slope, k, jnp.clip(a, l, u), jnp.clip(b, l, u))
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
     heights = jnp.stack([function(z) - k * z for z in points])
     reach = jnp.maximum(jnp.abs(l), jnp.abs(u))

@@ -106,7 +106,7 @@ def exact_lipschitz(
 
 @eqx.filter_jit
 def _blocks(model, box: Box) -> dict[int, tuple[dict[int, Array], Array]]:
-    """Every activation's argument, and the output, as an affine map of earlier values."""
+    """Every activation's argument, and the output, as affine maps of what precedes."""
     graph = BoundGraph.from_callable(model, box.lower)
     targets = {k: graph.nodes[k].parents[0] for k in graph.activations}
     targets[graph.output] = graph.output
@@ -191,7 +191,7 @@ class _Search:
         )
 
     def _neuron(self, depth, index, values, z, signs, k, normals, offsets, inside):
-        """Fixes the sign of neuron `k` of a layer, in every way that has an interior."""
+        """Fixes the sign of neuron `k` of a layer in every way with an interior."""
         matrix, constant = z
         if k == len(signs):
             slope = np.where(signs > 0, self.slopes[index][1], self.slopes[index][0])
@@ -219,7 +219,7 @@ class _Search:
                 yield from self._neuron(*args, more, limits, point)
 
     def _interior(self, normals, offsets):
-        """The centre of a largest ball in the polytope; None if there is no interior."""
+        """The centre of a largest ball inside; None if there is no interior."""
         from scipy.optimize import linprog
 
         if self.budget <= 0:

@@ -133,7 +133,7 @@ class BoundGraph:
             raise TypeError("BoundGraph: the model's output ignores its input.")
         return cls(_prune(builder.nodes, builder.node_of(out)), aval.dtype)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """Evaluates the graph; equals the model."""
         values = [x]
         for node in self.nodes[1:]:
@@ -324,10 +324,11 @@ class _Builder:
         return [_Value(None, keys, *where)] * len(eqn.outvars)
 
 
-_CALLS = frozenset(
-    ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
-    + ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+_CALL_NAMES = (
+    "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call "
+    "custom_vjp_call custom_vjp_call_jaxpr"
 )
+_CALLS = frozenset(_CALL_NAMES.split())
 
 
 def _pending(value) -> bool:
@@ -359,11 +360,12 @@ def _scalar(const: _Const):
     return np.asarray(value).item()
 
 
-_ELEMENTWISE = frozenset(
+_ELEMENTWISE_NAMES = (
     "add sub mul div neg max min abs sign tanh logistic erf erfc exp exp2 log log1p "
     "expm1 integer_pow pow square sqrt rsqrt cbrt ge gt le lt eq ne select_n copy "
-    "copy_p is_finite and or not clamp sin cos tan atan sinh cosh asinh atan2".split()
+    "copy_p is_finite and or not clamp sin cos tan atan sinh cosh asinh atan2"
 )
+_ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
 
 
 def _expression_keys(eqn, inputs) -> dict[int, Any]:
@@ -639,14 +641,12 @@ def _max_pool(builder, eqn, inputs):
     return builder.inline(rewrite, inputs[0])
 
 
+_MOVES = (
+    "reshape transpose broadcast_in_dim squeeze expand_dims rev slice dynamic_slice "
+    "gather reduce_sum cumsum reduce_window_sum copy copy_p"
+)
 _RULES: dict[str, Callable] = {
-    **{
-        name: partial(_structural, _operand(0))
-        for name in (
-            "reshape transpose broadcast_in_dim squeeze expand_dims rev slice "
-            "dynamic_slice gather reduce_sum cumsum reduce_window_sum copy copy_p"
-        ).split()
-    },
+    **{name: partial(_structural, _operand(0)) for name in _MOVES.split()},
     "concatenate": partial(_structural, _every(0)),
     "pad": partial(_structural, _every(0)),
     "select_n": partial(_structural, _every(1)),

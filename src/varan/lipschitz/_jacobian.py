@@ -138,7 +138,8 @@ def mccormick(lg: Array, ug: Array, dl: Array, du: Array, d: Lines) -> _Product:
     the derivative's own enclosure is what costs.
     """
     small_low = jnp.abs(lg) <= jnp.abs(ug)
-    # v <= a d + b g - a b with (a, b) = (lg, du) or (ug, dl); v >= with (lg, dl), (ug, du)
+    # v <= a d + b g - a b with (a, b) one of (lg, du), (ug, dl);
+    # v >= the same with (lg, dl), (ug, du).
     a = jnp.where(small_low, lg, ug)
     over, under = jnp.where(small_low, du, dl), jnp.where(small_low, dl, du)
 
@@ -374,7 +375,7 @@ def _interval_cotangents(graph: BoundGraph, state: State, c: Array) -> Cotangent
 def directional_bounds(
     graph: BoundGraph, box: Box, state: State, c: Array, v: Array
 ) -> Interval:
-    """Bounds of `c . J v`: the cotangents' lines, then one pass with the row `v`."""
+    """Bounds of `c . J v`: the cotangents, then one pass with the row `v`."""
     found = cotangent_bounds(graph, box, state, c, "crown")
     products = {
         k: chords(*interval, *state.slopes[k])
@@ -401,7 +402,7 @@ def product_of_norms(graph: BoundGraph) -> Array:
     """
     dtype = graph.dtype
     reach: list[Array] = [jnp.ones((), dtype)]
-    for index, node in enumerate(graph.nodes[1:], 1):
+    for _index, node in enumerate(graph.nodes[1:], 1):
         if isinstance(node, Activation):
             everywhere = jnp.full(node.shape, jnp.inf, dtype)
             slopes = node.curve.slope_range(-everywhere, everywhere)

@@ -212,7 +212,7 @@ def jacobian_bounds(
 def jvp_bounds(
     model: Callable[[Array], Array],
     box: Box,
-    direction: Float[Array, "..."],
+    direction: Float[Array, ...],
     *,
     forward: ForwardMethod = "alpha",
     smooth: Literal["linear", "interval"] = "linear",

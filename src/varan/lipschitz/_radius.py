@@ -23,7 +23,7 @@ from ._sets import Box
 
 def certified_radius(
     model: Callable[[Array], Array],
-    x: Float[Array, "..."],
+    x: Float[Array, ...],
     label: int,
     epsilon_max: float,
     *,

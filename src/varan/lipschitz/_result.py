@@ -28,7 +28,7 @@ class LipschitzResult(eqx.Module):
     jac_lower: Float[Array, "rows ..."]
     jac_upper: Float[Array, "rows ..."]
     attained: Float[Array, ""]
-    attained_at: Float[Array, "..."]
+    attained_at: Float[Array, ...]
     domains: Int[Array, ""]
     certificate: Certificate
 

@@ -32,8 +32,8 @@ class Box(eqx.Module):
         [0.0, 0.3]
     """
 
-    lower: Float[Array, "..."]
-    upper: Float[Array, "..."]
+    lower: Float[Array, ...]
+    upper: Float[Array, ...]
 
     def __init__(self, lower, upper):
         lower, upper = jnp.asarray(lower), jnp.asarray(upper)
@@ -64,8 +64,8 @@ class Box(eqx.Module):
     @classmethod
     def linf(
         cls,
-        x: Float[Array, "..."],
-        epsilon: float | Float[Array, "..."],
+        x: Float[Array, ...],
+        epsilon: float | Float[Array, ...],
         *,
         clip: tuple[float, float] | None = None,
     ) -> Box:
@@ -97,12 +97,12 @@ class Box(eqx.Module):
         return cls(lower, upper)
 
     @property
-    def centre(self) -> Float[Array, "..."]:
+    def centre(self) -> Float[Array, ...]:
         """The midpoint."""
         return self.lower + (self.upper - self.lower) / 2
 
     @property
-    def radius(self) -> Float[Array, "..."]:
+    def radius(self) -> Float[Array, ...]:
         """Half the width."""
         return (self.upper - self.lower) / 2
 

@@ -15,6 +15,7 @@ ratios to the exact constant well above 1 after branch and bound.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def trained(shape: Sequence[int], points: int, key) -> eqx.nn.MLP:
 def one_box(network, box: Box, scale, exact: bool) -> dict[str, float]:
     """Every bound of one local constant, with the seconds that branching took."""
     found: dict[str, float] = {}
-    for method in METHODS:
+    for method in scale["methods"]:
         samples = scale["samples"] if method == "crown" else 0
         result = local_lipschitz(
             network, box, method=method, forward="crown", samples=samples
@@ -97,7 +98,7 @@ def summary(bounds: Mapping[tuple, Mapping[str, float]]) -> dict[str, float]:
     disorder = [0.0]
     for found in bounds.values():
         values = [found[name] for name in CHAIN if name in found]
-        pairs = zip(values, values[1:], strict=False)
+        pairs = itertools.pairwise(values)
         disorder += [low / high - 1 for low, high in pairs]
     numbers = {"ordering_violation": max(disorder)}
     deep = [f for shape, f in bounds.items() if shape[2] == 3]
