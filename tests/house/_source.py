@@ -19,6 +19,7 @@ _NO_TOPICS = {
     "metrics",
     "claims",
     "lab",
+    "testing",
 }
 TOPICS = sorted(
     folder.name
