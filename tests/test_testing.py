@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from varan import Certificate, FixedPoint, GradientDescent, Smooth, State
-from varan.testing import _BENCHES, MINIMUM, Case, checks, contract
+from varan.testing import MINIMUM, Case, checks, contract
+from varan.testing._benches import BENCHES
 
 # ------------------------------------------------------------------ sound methods
 
@@ -319,7 +320,7 @@ class Doubling(GradientDescent):
 
 def run(case, check):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        checks(case)[check](_BENCHES[case.kind](case))
+        checks(case)[check](BENCHES[case.kind](case))
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_compilation_is_counted():
         return product(a, b)
 
     case = dataclasses.replace(FUNCTION, factory=lambda: rebuilt)
-    bench = _BENCHES["function"](case)
+    bench = BENCHES["function"](case)
     assert bench.count_traces(bench.instances) == 1
     assert bench.count_traces(bench.instances) == 0
     bench.compiled = lambda instance: jax.jit(lambda i: bench.run(i))(instance)
