@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = _attach(
     (
         "bilevel",
         "core",
+        "data",
         "games",
         "landscape",
         "lipschitz",
