@@ -7,7 +7,7 @@ would spoil the bound; a correction `2 L ||x_{t,i} - x_{t-1,i}||^2` in the losse
 mixture makes it prefer learners that move little, and what remains is paid for by their
 own negative terms. One round costs one gradient and `2 N` projections.
 
-Source: Chen et al., 2023 (arXiv 2302.04552), section 3.5; the two layers are those of
+Source: Chen et al., 2023 (arXiv 2302.04552), dynamic regret; the layers are those of
 P. Zhao, Y.-J. Zhang, L. Zhang and Z.-H. Zhou, Adaptivity and Non-stationarity:
 Problem-dependent Dynamic Regret for Online Convex Optimization, JMLR 25 (2024), arXiv
 2112.14368.
@@ -96,7 +96,7 @@ class DynamicOptimisticOMD(OnlineLearner):
         >>> bool(points[99, 0] > 0.45), bool(points[-1, 0] < -0.45)
         (True, True)
 
-    Source: Chen et al., 2023 (arXiv 2302.04552), section 3.5.
+    Source: Chen et al., 2023 (arXiv 2302.04552), the dynamic regret.
 
     Differences: the constants are those for which `dynamic_regret_bound` is derived.
         Correction and caps are those that the two-layer method's authors publish; the

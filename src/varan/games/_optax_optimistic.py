@@ -65,7 +65,7 @@ def scale_by_optimistic_adaptive(
         >>> bool(jnp.linalg.norm(x) < 1e-3)
         True
 
-    Source: S. Chen et al., 2023 (arXiv 2302.04552), section 3.2.
+    Source: S. Chen et al., 2023 (arXiv 2302.04552), convex losses.
 
     Differences: no projection, so the theory holds only while the iterates stay within
         `diameter` of each other.

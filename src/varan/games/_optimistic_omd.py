@@ -138,7 +138,7 @@ class OptimisticOMD(OnlineLearner):
         >>> bool(learner.certificate(state).value < 4.0)
         True
 
-    Source: Chen et al., 2023 (arXiv 2302.04552), sections 3.1 to 3.4.
+    Source: Chen et al., 2023 (arXiv 2302.04552), the static regret.
 
     Differences: the pathwise bounds are ours (`_regimes` derives them); those of the
         paper hold in expectation, see `convex_regret_bound` and its siblings. The

@@ -12,7 +12,7 @@ noise `sigma_t^2 = max_x E||grad f_t - grad F_t||^2` and the drift `Sigma_t^2 = 
 
 Source: S. Sachs, H. Hadiji, T. van Erven and C. Guzman, Between Stochastic and
 Adversarial Online Convex Optimization, NeurIPS 2022, sections 2 and 4; S. Chen et al.,
-ICML 2023, arXiv 2302.04552, section 2.
+ICML 2023, arXiv 2302.04552.
 """
 
 from __future__ import annotations
