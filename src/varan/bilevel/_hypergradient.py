@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from ..core._certificate import Certificate
 from ..core._checks import check_choice, check_positive, is_traced
 from ..core._implicit import implicit_root
-from ..core._problem import tree_norm
+from ..core._trees import tree_norm
 from ._problem import BilevelPoint, BilevelProblem
 
 

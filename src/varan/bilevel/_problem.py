@@ -30,7 +30,8 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core._certificate import Certificate
 from ..core._checks import check_finite, is_traced
-from ..core._problem import Problem, as_function, as_params, tree_norm
+from ..core._problem import Problem, as_function
+from ..core._trees import floats_as_arrays, tree_norm
 
 
 class BilevelPoint(eqx.Module):
@@ -130,7 +131,7 @@ class BilevelProblem(Problem):
 
         self.upper = as_function("BilevelProblem", "upper", upper)
         self.lower = as_function("BilevelProblem", "lower", lower)
-        self.params = as_params(params)
+        self.params = floats_as_arrays(params)
         self.inequality = optional("inequality", inequality)
         self.equality = optional("equality", equality)
         self.project_x = optional("project_x", project_x)

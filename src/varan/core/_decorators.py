@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 
 from ._certificate import Certificate
 from ._implicit import implicit_root
-from ._trees import stop_gradient, tree_norm
+from ._trees import floats_as_arrays, stop_gradient, tree_norm
 
 
 class ImplicitFunction:
@@ -32,7 +32,7 @@ class ImplicitFunction:
         self._settings = settings
 
     def __call__(self, start, *params):
-        params = _as_arrays(params)
+        params = floats_as_arrays(params)
         answer = self._solver(stop_gradient(start), *stop_gradient(params))
         x, aux = answer if self._has_aux else (answer, None)
         x = jtu.tree_map(jnp.asarray, x)
@@ -180,7 +180,3 @@ def custom_fixed_point(
 
     settings = {"unique": unique, "linear_solver": linear_solver}
     return lambda solver: ImplicitFunction(condition, solver, has_aux, tol, settings)
-
-
-def _as_arrays(params):
-    return jtu.tree_map(lambda p: jnp.asarray(p) if isinstance(p, float) else p, params)

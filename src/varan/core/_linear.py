@@ -107,7 +107,7 @@ def is_singular(operator, solver, state) -> Array:
     growth = growth * jnp.linalg.norm(operator.as_matrix())
     # A random unit vector has a component of about 1/sqrt(n) along the null vector,
     # and rounding leaves a smallest singular value of about eps |A|.
-    return ~(growth < 0.1 / (np.sqrt(size) * np.finfo(dtype).eps))
+    return ~(growth < float(0.1 / (np.sqrt(size) * np.finfo(dtype).eps)))
 
 
 def _guarded(operator, solver, state, check, vector):
@@ -130,7 +130,7 @@ def _result_check(operator, answer, vector):
 
 def _is_inconsistent(operator, answer, vector):
     gap = jnp.linalg.norm(operator.mv(answer.value) - vector)
-    slack = np.sqrt(np.finfo(vector.dtype).eps)
+    slack = float(np.sqrt(np.finfo(vector.dtype).eps))
     return ~(gap <= slack * jnp.linalg.norm(vector))
 
 
@@ -140,10 +140,10 @@ def _krylov_solver(definite, unique, point) -> lx.AbstractLinearSolver:
     # residuals stagnate.
     rtol, atol = eps**0.8, float(np.finfo(point.dtype).tiny)
     limit = 10 * point.size
-    if definite:
-        return lx.CG(rtol, atol, max_steps=limit)
     if not unique:
         return lx.LSMR(rtol, atol, max_steps=limit)
+    if definite:
+        return lx.CG(rtol, atol, max_steps=limit)
     return lx.GMRES(rtol, atol, max_steps=limit, restart=50)
 
 

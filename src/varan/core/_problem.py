@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PyTree
 
 from ._certificate import Certificate
-from ._trees import tree_norm
+from ._trees import floats_as_arrays, tree_norm
 
 
 class Problem(eqx.Module):
@@ -116,7 +116,7 @@ class Smooth(Problem):
         unique: bool = True,
     ):
         self.objective = as_function("Smooth", "objective", objective)
-        self.params = as_params(params)
+        self.params = floats_as_arrays(params)
         self.convex = convex
         self._unique = unique
 
@@ -163,7 +163,7 @@ class Root(Problem):
 
     def __init__(self, function: Callable, *params: PyTree, unique: bool = True):
         self.function = as_function("Root", "function", function)
-        self.params = as_params(params)
+        self.params = floats_as_arrays(params)
         self._unique = unique
 
     def condition(self, x):
@@ -199,7 +199,7 @@ class FixedPoint(Problem):
 
     def __init__(self, function: Callable, *params: PyTree, unique: bool = True):
         self.function = as_function("FixedPoint", "function", function)
-        self.params = as_params(params)
+        self.params = floats_as_arrays(params)
         self._unique = unique
 
     def apply(self, x):
@@ -232,11 +232,3 @@ def as_function(owner: str, argument: str, function) -> Callable:
     if isinstance(function, eqx.Module):
         return cast(Callable, function)
     return function if isinstance(function, jtu.Partial) else jtu.Partial(function)
-
-
-def as_params(params: tuple) -> tuple:
-    """Python floats become arrays, so that new values do not compile again."""
-    return jtu.tree_map(
-        lambda p: jnp.asarray(p) if isinstance(p, (bool, int, float, complex)) else p,
-        params,
-    )

@@ -17,7 +17,7 @@ from ._problem import Problem
 from ._solution import Solution, Trace
 from ._solver import Solver, State
 from ._status import Status
-from ._trees import stop_gradient, tree_square
+from ._trees import floats_as_arrays, stop_gradient, tree_square
 
 # A step that moves by a few roundings and improves nothing is worth this many of
 # steps that move little and improve nothing; `_PATIENCE` of the latter stop the run.
@@ -88,7 +88,7 @@ def solve(
     check_positive("solve", "tol", tol)
     limit = np.iinfo(np.int32).max if max_evaluations is None else max_evaluations
     return _solve(
-        problem,
+        floats_as_arrays(problem),
         _as_solver(solver, problem),
         start,
         jnp.asarray(tol, jnp.finfo(dtype).dtype),
@@ -161,17 +161,18 @@ def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differenti
         jnp.full(max_steps + 1, jnp.nan, residual.dtype).at[0].set(residual),
         jnp.zeros(max_steps + 1, jnp.int32).at[0].set(state.evaluations),
     )
-    status = jnp.where(
-        residual <= tol,
-        Status.CONVERGED,
-        jnp.where(jnp.isfinite(residual), state.status, Status.DIVERGED),
+    status = _last_that_holds(
+        (state.evaluations >= max_evaluations, Status.STEP_LIMIT),
+        (state.status != Status.RUNNING, state.status),
+        (~jnp.isfinite(residual), Status.DIVERGED),
+        (residual <= tol, Status.CONVERGED),
     )
     carry = _Carry(
         state=state,
         x=state.x,
         condition=state.condition,
         residual=residual,
-        status=status.astype(jnp.int32),
+        status=status,
         steps=jnp.zeros((), jnp.int32),
         evaluations=state.evaluations,
         best=residual,
@@ -220,15 +221,13 @@ def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
     scale = jnp.maximum(carry.scale, tree_square(state.x))
     quiet = _quiet(carry, state, residual, scale)
     limited = (steps >= max_steps) | (evaluations >= max_evaluations)
-    status = jnp.asarray(Status.RUNNING, jnp.int32)
-    for holds, name in (
+    status = _last_that_holds(
         (limited, Status.STEP_LIMIT),
         (quiet >= _PATIENCE, Status.STALLED),
         (state.status != Status.RUNNING, state.status),
         (~finite, Status.DIVERGED),
         (residual <= tol, Status.CONVERGED),
-    ):
-        status = jnp.where(holds, jnp.asarray(name, jnp.int32), status)
+    )
 
     def keep(new, old):
         return jtu.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -257,6 +256,13 @@ def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
     )
 
 
+def _last_that_holds(*cases):
+    status = jnp.asarray(Status.RUNNING, jnp.int32)
+    for holds, name in cases:
+        status = jnp.where(holds, jnp.asarray(name, jnp.int32), status)
+    return status
+
+
 def _quiet(carry: _Carry, state: State, residual, scale):
     """Counts consecutive steps that neither move nor improve.
 
@@ -275,7 +281,7 @@ def _quiet(carry: _Carry, state: State, residual, scale):
 
 def _attach(problem, x, status, differentiate):
     if differentiate == "none":
-        return _refuse_derivative(x, problem)
+        return _refuse_derivative(x, eqx.filter_closure_convert(problem.condition, x))
     return implicit_root(
         problem.condition,
         x,
@@ -286,7 +292,7 @@ def _attach(problem, x, status, differentiate):
 
 
 @eqx.filter_custom_jvp
-def _refuse_derivative(x, problem):
+def _refuse_derivative(x, closed):
     return x
 
 
@@ -302,7 +308,7 @@ def _refuse_derivative_jvp(primals, tangents):
 
 def _as_solver(solver: Any, problem: Problem) -> Solver:
     if isinstance(solver, Solver):
-        return solver
+        return floats_as_arrays(solver)
     # Imported here: optax and optimistix cost half a second to who does not use them.
     from ._ecosystem import as_solver
 

@@ -21,6 +21,13 @@ def tree_square(tree: PyTree[Array]) -> Float[Array, ""]:
     return jnp.asarray(sum(jnp.sum(leaf * leaf) for leaf in jtu.tree_leaves(tree)))
 
 
+def floats_as_arrays(tree: PyTree) -> PyTree:
+    """Python floats become (weakly typed) arrays: new values compile nothing new."""
+    return jtu.tree_map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, tree
+    )
+
+
 def stop_gradient(tree: PyTree) -> PyTree:
     """Drops the tangent of every floating array; other leaves stay as they are."""
     return jtu.tree_map(

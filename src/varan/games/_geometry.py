@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core._checks import check_positive, is_traced
-from ..core._problem import tree_norm
+from ..core._trees import tree_norm
 from ..operators import project_box, project_l2_ball
 
 

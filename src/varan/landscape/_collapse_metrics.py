@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Integer
 from scipy.linalg import helmert
 
 from ..core._checks import check_finite, check_nonempty, check_shape, is_traced
-from ..core._problem import tree_norm
+from ..core._trees import tree_norm
 
 
 class CollapseMetrics(eqx.Module):

@@ -22,7 +22,7 @@ from ..core._checks import (
     check_shape,
     is_traced,
 )
-from ..core._problem import tree_norm
+from ..core._trees import tree_norm
 
 
 def project_box(
