@@ -23,11 +23,11 @@ from varan.transport import (
 )
 
 M, N = 6, 8
+EPSILON = 0.05
 SOLVERS = {
     "scaling": Sinkhorn(),
     "log": Sinkhorn("log"),
     "relaxed": Sinkhorn(relaxation="adaptive"),
-    "fixed": Sinkhorn(relaxation=1.5),
     "newton": SemiDualNewton(),
     "cholesky": SemiDualNewton("cholesky"),
     "gradients": SemiDualNewton("gradients"),
@@ -43,7 +43,7 @@ def instance(seed=0, m=M, n=N, shift=0.0, scale=1.0):
     return jnp.asarray(cost), jnp.asarray(a / a.sum()), jnp.asarray(b / b.sum())
 
 
-def reference(cost, a, b, epsilon, sweeps=20_000):
+def reference(cost, a, b, epsilon, sweeps=3_000):
     """Log-domain Sinkhorn in numpy, to the end."""
     from scipy.special import logsumexp
 
@@ -58,18 +58,20 @@ def reference(cost, a, b, epsilon, sweeps=20_000):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_agree_with_a_reference(name):
     cost, a, b = instance()
-    problem = EntropicTransport(cost, a, b, 0.02)
+    problem = EntropicTransport(cost, a, b, EPSILON)
     run = solve(problem, SOLVERS[name], problem.start(), tol=1e-11, max_steps=4000)
     assert bool(run.converged)
     plan = problem.plan(run.x)
-    np.testing.assert_allclose(plan, reference(cost, a, b, 0.02), atol=1e-9)
+    np.testing.assert_allclose(plan, reference(cost, a, b, EPSILON), atol=1e-9)
     f, g = run.x
     assert abs(float(a @ f - b @ g)) < 1e-12
     assert float(jnp.min(plan)) >= 0
 
 
-@pytest.mark.parametrize("name", ["scaling", "relaxed", "newton", "cholesky", "sparse"])
-@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (1, 5), (5, 1)])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("newton", (9, 4)), ("sparse", (9, 4)), ("relaxed", (5, 1)), ("newton", (1, 5))],
+)
 def test_rectangular_shapes(name, shape):
     cost, a, b = instance(3, *shape)
     problem = EntropicTransport(cost, a, b, 0.05)
@@ -172,35 +174,45 @@ def derivative_case():
     return args, direction, weight
 
 
+@pytest.fixture(scope="module")
+def derivatives(derivative_case):
+    _, _, weight = derivative_case
+
+    def losses(*args):
+        return jnp.stack(plan_loss(*args, weight))
+
+    return (
+        jax.jit(losses),
+        jax.jit(lambda args, step: jax.jvp(losses, args, step)[1]),
+        jax.jit(jax.jacrev(losses, argnums=(0, 1, 2, 3))),
+    )
+
+
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
-def test_derivatives_match_finite_differences(derivative_case, which):
-    args, direction, weight = derivative_case
+def test_derivatives_match_finite_differences(derivative_case, derivatives, which):
+    args, direction, _ = derivative_case
+    losses, forward, reverse = derivatives
     step = tuple(
         d if i == which else jnp.zeros_like(d) for i, d in enumerate(direction)
     )
-    along = jax.jit(
-        lambda t: jnp.stack(
-            plan_loss(*(v + t * d for v, d in zip(args, step, strict=True)), weight)
-        )
-    )
-    h = 1e-4
+
+    def along(t):
+        return losses(*(v + t * d for v, d in zip(args, step, strict=True)))
+
+    h = 1e-3
     # Fourth order: its error, h^4, is far below the tolerance.
     numeric = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
-    forward = jax.jit(lambda: jax.jvp(along, (0.0,), (1.0,))[1])()
-    np.testing.assert_allclose(forward, numeric, rtol=1e-6, atol=1e-9)
-    for k in (0, 1):
-        pull = jax.grad(lambda *v, k=k: plan_loss(*v, weight)[k], argnums=which)(*args)
-        np.testing.assert_allclose(
-            jnp.sum(pull * direction[which]), numeric[k], rtol=1e-6, atol=1e-9
-        )
+    np.testing.assert_allclose(forward(args, step), numeric, rtol=1e-6, atol=1e-9)
+    pulled = jnp.tensordot(
+        reverse(*args)[which], direction[which], axes=direction[which].ndim
+    )
+    np.testing.assert_allclose(pulled, numeric, rtol=1e-6, atol=1e-9)
 
 
-def test_value_gradient_in_the_cost_is_the_plan(derivative_case):
+def test_value_gradient_in_the_cost_is_the_plan(derivative_case, derivatives):
     (cost, a, b, epsilon), _, _ = derivative_case
     run = entropic_transport(cost, a, b, epsilon=epsilon, tol=1e-12)
-    gradient = jax.grad(
-        lambda c: entropic_transport(c, a, b, epsilon=epsilon, tol=1e-12).value
-    )(cost)
+    gradient = derivatives[2](cost, a, b, epsilon)[0][1]
     np.testing.assert_allclose(gradient, run.plan, atol=1e-10)
 
 
@@ -213,9 +225,9 @@ def test_second_derivative_matches_finite_differences(derivative_case):
         gradient = jax.grad(loss)(cost + t * direction[0])
         return jnp.sum(gradient * direction[0])
 
-    h = 1e-4
-    numeric = (slope(h) - slope(-h)) / (2 * h)
-    np.testing.assert_allclose(jax.grad(slope)(0.0), numeric, rtol=1e-5)
+    h, compiled = 1e-4, jax.jit(slope)
+    numeric = (compiled(h) - compiled(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.jit(jax.grad(slope))(0.0), numeric, rtol=1e-5)
 
 
 def test_core_derivative_unrolled_and_schur_agree(derivative_case):

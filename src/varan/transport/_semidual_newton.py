@@ -108,7 +108,9 @@ class SemiDualNewton(Solver):
         Clason, Lorenz, Wirth, 2017 (arXiv 1710.06635).
     """
 
-    linear: Literal["auto", "gradients", "cholesky"] = "auto"
+    linear: Literal["auto", "gradients", "cholesky"] = eqx.field(
+        static=True, default="auto"
+    )
 
     def __check_init__(self):
         check_choice(

@@ -94,8 +94,8 @@ class Sinkhorn(Solver):
         grows; the sources choose it once.
     """
 
-    mode: Literal["scaling", "log"] = "scaling"
-    relaxation: float | Literal["adaptive"] = 1.0
+    mode: Literal["scaling", "log"] = eqx.field(static=True, default="scaling")
+    relaxation: float | Literal["adaptive"] = eqx.field(static=True, default=1.0)
     sweeps: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):

@@ -6,7 +6,7 @@ iteration. Three kinds of instance, as in the paper: random assignment, images u
 squared distances, images under L1 distances (where the optimal plan is not unique).
 
 Kept: the two stages, the warm-ups, the regularisation relative to the grid. Given up:
-MNIST at 28 x 28 (resized digits), machine accuracy (1e-9 in L1), seconds as the measure.
+MNIST at 28 x 28 (resized digits), machine accuracy (1e-9 in L1), seconds as measure.
 Work counts two reads of the matrix as one, and a conjugate-gradient step by the share
 of entries that it touches, so that nothing is free. Sinkhorn is the plain method of the
 paper, in the scaling domain, without a limit that it reaches.
