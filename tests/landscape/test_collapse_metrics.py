@@ -40,7 +40,7 @@ def by_definition(features, head):
     }
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.integers(0, 1000), st.floats(-100, 100), st.floats(0.125, 8))
 def test_definitions_and_invariants(seed, shift, scale):
     features, head = draw(seed, shift)

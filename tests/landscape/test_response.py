@@ -22,6 +22,18 @@ LAM_W, LAM_H, BETA = 0.08, 0.05, 4.0
 ANCHOR = jax.random.normal(KEY, (K * N, D))
 
 
+@jax.jit
+def collapsed_matrices(targets, lam_w, lam_h, beta, axes):
+    """Exact and large-beta response at a collapsed anchor, as matrices."""
+    plain = UnconstrainedFeatures(targets, lam_w, lam_h)
+    x = global_optimum(plain, len(axes), key=KEY)
+    held = UnconstrainedFeatures(targets, lam_w, lam_h, x.features, beta)
+    return tuple(
+        response_operator(held, x, large_beta=large).as_matrix()
+        for large in (False, True)
+    )
+
+
 @pytest.fixture(scope="module")
 def solution():
     return proximal_features(ANCHOR, LABELS, LAM_W, LAM_H, BETA, tol=1e-12)
@@ -36,28 +48,26 @@ def test_is_the_schur_complement_of_the_hessian(solution):
             HeadAndFeatures(head.reshape(K, D), features.reshape(-1, D))
         )
 
-    (ww, wh), (hw, hh) = jax.hessian(value, argnums=(0, 1))(head, features)
-    schur = hh - hw @ jnp.linalg.solve(ww, wh)
-    expected = BETA / len(LABELS) * jnp.linalg.inv(schur)
-    response = response_operator(problem, x)
-    np.testing.assert_allclose(response.as_matrix(), expected, atol=1e-10)
-    iterative = response_operator(problem, x, linear_solver=lx.CG(1e-12, 1e-14))
-    change = jax.random.normal(KEY, ANCHOR.shape)
-    np.testing.assert_allclose(
-        iterative.mv(change), response.mv(change), rtol=1e-8, atol=1e-10
-    )
+    @jax.jit
+    def measure(problem, x):
+        (ww, wh), (hw, hh) = jax.hessian(value, argnums=(0, 1))(head, features)
+        schur = hh - hw @ jnp.linalg.solve(ww, wh)
+        exact = response_operator(problem, x)
+        iterative = response_operator(problem, x, linear_solver=lx.CG(1e-12, 1e-14))
+        return jnp.linalg.inv(schur), exact.as_matrix(), iterative.mv(ANCHOR)
+
+    inverse, matrix, answer = measure(problem, x)
+    np.testing.assert_allclose(matrix, BETA / len(LABELS) * inverse, atol=1e-10)
+    np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+    expected = (matrix @ ANCHOR.ravel()).reshape(ANCHOR.shape)
+    np.testing.assert_allclose(answer, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("classes", "dim", "per_class"), [(2, 3, 2), (3, 5, 3), (4, 10, 1)]
-)
+@pytest.mark.parametrize(("classes", "dim", "per_class"), [(3, 5, 3), (4, 7, 1)])
 @pytest.mark.parametrize(("lam_w", "lam_h"), [(1.414, 0.4), (0.05, 0.05)])
 def test_spectrum_near_collapse(classes, dim, per_class, lam_w, lam_h):
-    labels, beta = np.repeat(np.arange(classes), per_class), 100.0
-    plain = UnconstrainedFeatures(labels, lam_w, lam_h)
-    x = global_optimum(plain, dim, key=KEY)
-    held = UnconstrainedFeatures(labels, lam_w, lam_h, x.features, beta)
-    matrix = response_operator(held, x, large_beta=True).as_matrix()
+    targets, beta = np.repeat(np.eye(classes), per_class, axis=0), 100.0
+    _, matrix = collapsed_matrices(targets, lam_w, lam_h, beta, np.ones(dim))
     size = dim * per_class
     known = collapse_spectrum(classes, dim, per_class, lam_w, lam_h, beta)
     assert sum(known.multiplicities) == size
@@ -74,16 +84,11 @@ def test_spectrum_near_collapse(classes, dim, per_class, lam_w, lam_h):
 
 
 def test_expansion_error_is_second_order_and_vanishes():
-    plain = UnconstrainedFeatures(LABELS, LAM_W, LAM_H)
-    x = global_optimum(plain, D, key=KEY)
+    targets = np.eye(K)[LABELS]
     betas = np.array([100.0, 200.0, 400.0])
     gaps, distances = [], []
     for beta in betas:
-        held = UnconstrainedFeatures(LABELS, LAM_W, LAM_H, x.features, beta)
-        exact, first = (
-            response_operator(held, x, large_beta=large).as_matrix()
-            for large in (False, True)
-        )
+        exact, first = collapsed_matrices(targets, LAM_W, LAM_H, beta, np.ones(D))
         gaps.append(np.linalg.norm(exact - first, 2))
         distances.append(np.linalg.norm(exact - np.eye(len(exact)), 2))
     slope = np.polyfit(np.log(betas), np.log(gaps), 1)[0]

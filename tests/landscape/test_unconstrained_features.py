@@ -28,9 +28,16 @@ LAM_W, LAM_H, BETA = 0.08, 0.05, 4.0
 
 @eqx.filter_jit
 def solved(anchor, lam_w, lam_h, beta):
-    return proximal_features(anchor, LABELS, lam_w, lam_h, beta, tol=1e-13)
+    # Rounding leaves beta * eps * |H| / N, some 1e-13 at the largest beta below.
+    return proximal_features(anchor, LABELS, lam_w, lam_h, beta, tol=5e-13)
 
 
+@eqx.filter_jit
+def certified(problem, x):
+    return problem.certify(x, problem.condition(x), 1e-3), problem.value(x)
+
+
+@eqx.filter_jit
 def reduced_hessian(anchor, lam_w, lam_h, beta, features):
     """N times the Hessian of the objective in H, the last layer eliminated."""
     held = UnconstrainedFeatures(LABELS, lam_w, lam_h, anchor, beta)
@@ -80,7 +87,7 @@ def test_optimum_of_any_targets_is_reached_and_never_passed():
 def test_alternating_ridge_finds_the_plain_optimum():
     problem = UnconstrainedFeatures(LABELS, 0.3, 0.3)
     start = HeadAndFeatures(problem.best_head(ANCHOR), ANCHOR)
-    solution = solve(problem, AlternatingRidge(), start, tol=1e-11, max_steps=5000)
+    solution = solve(problem, AlternatingRidge(), start, tol=1e-11)
     assert solution.converged and solution.certificate.met
     assert abs(solution.certificate.value) < 1e-14
     metrics = collapse_metrics(solution.x.features, LABELS)
@@ -90,7 +97,7 @@ def test_alternating_ridge_finds_the_plain_optimum():
 def test_zero_is_a_saddle_that_the_certificate_exposes():
     problem = UnconstrainedFeatures(LABELS, 0.3, 0.3)
     origin = HeadAndFeatures(jnp.zeros((K, D)), jnp.zeros((K * N, D)))
-    solution = solve(problem, AlternatingRidge(), origin)
+    solution = solve(problem, AlternatingRidge(), origin, tol=1e-11)
     assert solution.converged  # stationary, and yet
     assert not solution.certificate.met
     np.testing.assert_allclose(solution.certificate.value, 0.5 - (0.3 - 0.045))
@@ -123,7 +130,7 @@ def test_steps_never_raise_the_objective():
 def test_proximal_features_move_towards_collapse():
     before = collapse_metrics(ANCHOR, LABELS).nc1_ratio
     last = 0.0
-    for beta in (1.0, 4.0, 30.0, 1000.0):
+    for beta in (1.0, 4.0, 30.0, 400.0):
         solution = solved(ANCHOR, LAM_W, LAM_H, beta)
         assert solution.converged
         ratio = collapse_metrics(solution.x.features, LABELS).nc1_ratio
@@ -174,10 +181,10 @@ def test_certificate_of_the_anchored_model_is_honest(beta):
         features = truth.x.features + size * noise
         for head in (problem.best_head(features), truth.x.head):
             x = HeadAndFeatures(head, features)
-            certificate = problem.certify(x, problem.condition(x), 1e-3)
+            certificate, value = certified(problem, x)
             if details["global"]:
                 assert certificate.value < np.inf
-            assert certificate.value >= problem.value(x) - best
+            assert certificate.value >= value - best
             gap = jnp.linalg.norm(features - truth.x.features)
             assert certificate.details["distance"] >= gap * (1 - 1e-9)
 
@@ -220,20 +227,22 @@ def test_derivative_in_the_anchor_is_the_response():
     np.testing.assert_allclose(tangent, (up - down) / (2 * step), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("which", ["lam_w", "lam_h", "beta"])
-def test_derivatives_in_the_penalties(which):
-    values = {"lam_w": LAM_W, "lam_h": LAM_H, "beta": BETA}
-
-    def ratio(value):
-        changed = values | {which: value}
-        solution = solved(ANCHOR, *(jnp.asarray(v) for v in changed.values()))
+def test_derivatives_in_the_penalties():
+    def ratio(penalties):
+        solution = solved(ANCHOR, *penalties)
         return collapse_metrics(solution.x.features, LABELS).nc1_ratio
 
-    at, step = jnp.asarray(values[which]), 1e-4 * values[which]
-    forward = jax.jvp(ratio, (at,), (jnp.ones(()),))[1]
-    np.testing.assert_allclose(jax.grad(ratio)(at), forward, rtol=1e-8)
-    finite = (ratio(at + step) - ratio(at - step)) / (2 * step)
-    np.testing.assert_allclose(forward, finite, rtol=1e-6)
+    at = (jnp.asarray(LAM_W), jnp.asarray(LAM_H), jnp.asarray(BETA))
+    reverse = jax.grad(ratio)(at)
+    for which in range(3):
+        tangent = tuple(v if k == which else 0 * v for k, v in enumerate(at))
+        forward = jax.jvp(ratio, (at,), (tangent,))[1]
+        np.testing.assert_allclose(reverse[which] * at[which], forward, rtol=1e-8)
+        up, down = (
+            ratio(tuple(v + s * t for v, t in zip(at, tangent, strict=True)))
+            for s in (1e-4, -1e-4)
+        )
+        np.testing.assert_allclose(forward, (up - down) / 2e-4, rtol=1e-6)
 
 
 def test_plain_derivative_of_what_is_unique():
