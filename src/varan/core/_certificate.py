@@ -52,8 +52,9 @@ class Certificate(eqx.Module):
         details: dict[str, Array] | None = None,
     ):
         self.kind = kind
-        self.value = jnp.asarray(value)
-        self.tol = None if tol is None else jnp.asarray(tol)
+        # Of a definite dtype: a weakly typed float would change the types downstream.
+        self.value = jnp.asarray(value, jnp.result_type(value))
+        self.tol = None if tol is None else jnp.asarray(tol, jnp.result_type(tol))
         self.proof = proof
         self.statement = statement
         self.details = {} if details is None else details

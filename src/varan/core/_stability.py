@@ -184,8 +184,10 @@ def _dense(condition, of_data, point, data, symmetric, unique) -> Stability:
     kept = singular > cut
     # With a unique solution a null direction is a failure, shown as it is.
     shown = jnp.ones_like(kept) if unique else kept
-    inverse = jnp.where(shown, 1 / jnp.where(singular > 0, singular, 1), 0)
-    inverse = jnp.where(shown & (singular == 0), jnp.inf, inverse)
+    infinite = jnp.any(shown & (singular == 0))
+    inverse = jnp.where(
+        shown & (singular > 0), 1 / jnp.where(singular > 0, singular, 1), 0
+    )
     determined = jnp.ones_like(kept) if unique else jnp.abs(values) > cut
 
     def apply_inverse(matrix):
@@ -203,7 +205,7 @@ def _dense(condition, of_data, point, data, symmetric, unique) -> Stability:
 
         lipschitz = jnp.sqrt(_extreme_ritz(gram, point)[1])
     return Stability(
-        lipschitz=lipschitz,
+        lipschitz=jnp.where(infinite, jnp.inf, lipschitz),
         regularity=jnp.min(jnp.where(shown, singular, jnp.inf)),
         curvature=jnp.min(jnp.where(determined, values, jnp.inf)),
         largest=singular[0],
