@@ -11,6 +11,7 @@ from varan.bilevel import (
     linear_lower_example,
     weighted_svm,
 )
+from varan.operators import Polyhedron
 
 
 def test_linear_example_has_the_papers_answer():
@@ -73,6 +74,26 @@ def test_svm_with_and_without_slacks_has_the_same_answer():
         [jacobian["w"], jacobian["b"][:, None], jacobian["xi"]], axis=1
     )
     np.testing.assert_allclose(jnp.linalg.norm(stacked, ord=2), 1.0)
+
+
+def test_svm_projection_agrees_with_the_general_one():
+    draw = np.random.default_rng(1)
+    z, labels = jnp.array(draw.standard_normal((9, 2))), jnp.array([1.0, -1, 1] * 3)
+    problem = weighted_svm(z, labels, z, labels)
+    vector = jnp.array(draw.standard_normal(9 + 3 + 9))
+
+    def values(v):
+        return problem.constraints(v[:9], {"b": v[9], "w": v[10:12], "xi": v[12:]})
+
+    G = jax.jacobian(values)(vector)
+    general = Polyhedron(G=G, h=G @ vector - values(vector)).project(vector, tol=1e-11)
+    project = jax.jit(lambda v, warm=None: problem.joint.project(v, warm))
+    ours = project(vector)
+    np.testing.assert_allclose(ours.x, general.x, atol=1e-8)
+    np.testing.assert_allclose(ours.multipliers, general.multipliers, atol=1e-6)
+    again = project(vector + 0.01, ours.multipliers)
+    assert again.residual < 1e-9
+    assert jnp.max(values(ours.x)) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def test_rounds_equal_the_algorithm_written_out():
             (memory.multipliers[0], lam),
             (memory.center[0], z),
         ):
-            np.testing.assert_allclose(found, wanted, atol=1e-8)
+            # The joint projection stops at a relative residual of 1.5e-8.
+            np.testing.assert_allclose(found, wanted, atol=1e-7)
 
 
 def test_without_constraints_it_is_moreau_envelope_descent():
@@ -215,7 +216,7 @@ def test_extra_rows_of_the_joint_set_are_respected():
 def test_runs_in_a_comparison():
     problem, _ = linear_lower_example(jnp.ones(2))
     start = problem.point(jnp.zeros(2), {"y1": jnp.zeros(2), "y2": jnp.zeros(2)})
-    table = str(compare(problem, [LVHBA(), AiPOD()], start, max_steps=50))
+    table = str(compare(problem, [LVHBA(), AiPOD()], start, max_evaluations=300))
     assert "LVHBA" in table and "AiPOD" in table
 
 

@@ -33,15 +33,16 @@ from ._problem import BilevelPoint, BilevelProblem
 class _Memory(eqx.Module):
     correction: Float[Array, " m"]
     pseudo_inverse: Float[Array, "m p"]
-    basis: Float[Array, "m m"]
+    basis: Float[Array, "m m-p"]
     key: PRNGKeyArray
 
 
 class AiPOD(Solver):
     """Alternating implicit projected gradient descent for equality constraints.
 
-    Costs `inner_steps` lower gradients and projections and one dense solve with the
-    reduced Hessian a round.
+    Costs `inner_steps` lower gradients and projections and two dense solves with the
+    reduced Hessian a round. The equalities must be affine in `y`, with a matrix that
+    does not depend on `x` and has independent rows.
 
     Args:
         stepsize: Of `x`.
@@ -105,10 +106,11 @@ class AiPOD(Solver):
             )
         y, unravel = ravel_pytree(start.y)
         A = jax.jacfwd(lambda v: problem.constraints(start.x, unravel(v)))(y)
-        pseudo_inverse = jnp.linalg.pinv(A)
-        # Columns of the projector on the null space; its rank-deficient form keeps
-        # the shapes fixed whatever the rank.
-        basis = jnp.eye(y.size, dtype=y.dtype) - pseudo_inverse @ A
+        rows = A.shape[0]
+        Q, R = jnp.linalg.qr(A.T, mode="complete")
+        # Dependent rows make this infinite, and the status DIVERGED.
+        pseudo_inverse = Q[:, :rows] @ jnp.linalg.inv(R[:rows]).T
+        basis = Q[:, rows:]
         key = jax.random.key(0) if self.key is None else self.key
         memory = _Memory(jnp.zeros_like(y), pseudo_inverse, basis, key)
         return self._state(problem, start.x, start.y, memory)
@@ -165,10 +167,10 @@ class AiPOD(Solver):
         """`w = -V (V' f_yy V)^+ V' F_y`, and the two multipliers."""
         flat, unravel = ravel_pytree(y)
         lower = lambda v: problem.lower_value(x, unravel(v))  # noqa: E731
-        hessian, P = jax.hessian(lower)(flat), memory.basis
+        hessian, V = jax.hessian(lower)(flat), memory.basis
         force = ravel_pytree(jax.grad(problem.upper_value, argnums=1)(x, y))[0]
-        reduced = P @ hessian @ P
-        adjoint = -jnp.linalg.pinv(reduced, hermitian=True) @ (P @ force)
+        reduced = jnp.linalg.pinv(V.T @ hessian @ V, hermitian=True)
+        adjoint = -V @ (reduced @ (V.T @ force))
         back = memory.pseudo_inverse.T
         multipliers = -back @ jax.grad(lower)(flat)
         multiplier_adjoint = -back @ (force + hessian @ adjoint)

@@ -283,10 +283,12 @@ class _Product(eqx.Module):
         x = x if self.project_x is None else self.project_x(x)
         y = y if self.project_y is None else self.project_y(y)
         zero = jnp.zeros((), vector.dtype)
-        return _Projected(ravel_pytree((x, y))[0], None, zero)
+        return Projected(ravel_pytree((x, y))[0], None, zero)
 
 
-class _Projected(eqx.Module):
+class Projected(eqx.Module):
+    """What a joint set's `project` returns."""
+
     x: Array
     multipliers: Any
     residual: Array

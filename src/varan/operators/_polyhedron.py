@@ -137,7 +137,8 @@ class Polyhedron(eqx.Module):
         Args:
             point: A vector.
             warm: Multipliers of a nearby projection.
-            tol: Stop at this relative residual; by default `eps ** 0.75`.
+            tol: Stop at this relative residual; by default the square root of the
+                dtype's rounding unit.
             max_steps: At most so many steps, rounded up to tens.
 
         Returns:
@@ -151,7 +152,7 @@ class Polyhedron(eqx.Module):
         m, n = self.matrix.shape
         check_shape("Polyhedron.project", "point", point, (n,))
         if tol is None:
-            tol = float(jnp.finfo(point.dtype).eps) ** 0.75
+            tol = float(jnp.finfo(point.dtype).eps) ** 0.5
         check_positive("Polyhedron.project", "tol", tol)
         if warm is None:
             warm = jnp.zeros(m, point.dtype)
@@ -267,7 +268,8 @@ def project_polyhedron(
         b: Their right sides.
         G: Inequality rows; `None` for none.
         h: Their right sides.
-        tol: Stop at this relative residual; by default `eps ** 0.75`.
+        tol: Stop at this relative residual; by default the square root of the
+            dtype's rounding unit.
         max_steps: At most so many steps, rounded up to tens.
 
     Returns:
