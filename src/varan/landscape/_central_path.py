@@ -201,7 +201,9 @@ def _velocity(t, y, args):
     gram = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
     head = per_class * jax.scipy.linalg.solve(gram, means.T, assume_a="pos").T
     pull = direction @ head.T
-    decay = jnp.sum(pull**2)
+    # Divided by the norm, though it is one: else errors of the norm grow with the
+    # decay.
+    decay = jnp.sum(pull**2) / jnp.sum(direction**2)
     misfit = means @ head.T - jnp.eye(len(means), dtype=means.dtype)
     return (
         -(misfit @ head + lam_h * means),

@@ -209,7 +209,8 @@ class UnconstrainedFeatures(Problem):
         samples = len(self.targets)
         slope = samples * jnp.linalg.norm(self.condition(reduced).features)
         modulus, everywhere = self._strong_convexity(reduced, slope)
-        excess = self.value(x) - self.value(reduced)
+        # Nonnegative but for rounding, since the reduced point has the best head.
+        excess = jnp.maximum(self.value(x) - self.value(reduced), 0)
         gap = excess + slope**2 / (2 * samples * modulus)
         return Certificate(
             "optimality gap",
