@@ -34,7 +34,7 @@ FORWARD_METHODS = ("ibp", "crown", "alpha")
 Interval = tuple[Array, Array]
 
 # Outward widening of a concretised bound, in units of rounding of its largest terms.
-_ROUNDINGS = 16
+_ROUNDINGS = 4
 
 
 class SignedIdentity:

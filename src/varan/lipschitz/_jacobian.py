@@ -45,7 +45,7 @@ from ._sets import Box
 JacobianMethod = Literal["crown", "recurjac", "recurjac_strict", "ibp"]
 JACOBIAN_METHODS = ("crown", "recurjac", "recurjac_strict", "ibp")
 
-_ROUNDINGS = 16
+_ROUNDINGS = 4
 
 
 class State(NamedTuple):

@@ -117,7 +117,7 @@ def local_lipschitz(
         Smooth activations by McCormick's inequalities on lines of the derivative.
         Branches of all rows share one queue, worst first, instead of dividing the
         time among the rows; the norm `"l2"` is an addition. Every bound is widened by
-        16 units of rounding of its largest terms.
+        4 units of rounding of its largest terms.
     """
     owner = "local_lipschitz"
     check_choice(owner, "norm", norm, ("linf", "l2"))
@@ -340,7 +340,7 @@ def _rows(model, box, rows, method, norm, forward, linear, unbounded):
         largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
         largest = largest.reshape(largest.shape[0], -1)
         per_row = jnp.sqrt(jnp.sum(largest**2, 1))
-        slack = 1 + 16 * sum(largest.shape) * jnp.finfo(largest.dtype).eps
+        slack = 1 + 4 * sum(largest.shape) * jnp.finfo(largest.dtype).eps
         bound = jnp.linalg.norm(largest, 2) * slack
     out = poison(_valid(box, unbounded), (bound, per_row, lower, upper))
     return (*out, per_row.shape[0])

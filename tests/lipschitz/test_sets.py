@@ -1,0 +1,40 @@
+"""Boxes: what they contain and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from varan.lipschitz import Box
+
+
+def test_ball_is_cut_to_the_range_of_the_data():
+    box = Box.linf(jnp.array([0.1, 0.9]), 0.2, clip=(0.0, 1.0))
+    assert jnp.allclose(box.lower, jnp.array([0.0, 0.7]))
+    assert jnp.allclose(box.upper, jnp.array([0.3, 1.0]))
+
+
+def test_integers_become_floating():
+    assert jnp.issubdtype(Box.linf(jnp.array([1, 2]), 1).lower.dtype, jnp.floating)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "words"),
+    [
+        ([0.0, 2.0], [1.0, 1.0], "must not exceed"),
+        ([0.0, jnp.nan], [1.0, 1.0], "must not be NaN"),
+        ([0.0], [1.0, 1.0], "one shape"),
+    ],
+)
+def test_bad_sides_are_refused(lower, upper, words):
+    with pytest.raises(ValueError, match=words):
+        Box(jnp.array(lower), jnp.array(upper))
+
+
+def test_negative_radius_is_refused():
+    with pytest.raises(ValueError, match="at least 0"):
+        Box.linf(jnp.zeros(2), -0.1)
+
+
+def test_boxes_map_over_lanes():
+    boxes = jax.vmap(lambda x: Box.linf(x, 0.5))(jnp.zeros((3, 2)))
+    assert boxes.lower.shape == (3, 2)
