@@ -153,3 +153,28 @@ def test_float32_stays_float32(path):
     answer = solve_jacobian(lambda x: matrix @ x, zero, one)
     assert answer.dtype == jnp.float32
     assert_close(matrix @ answer, np.ones(12), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["definite", "symmetric", "general"])
+def test_moderate_conditioning_is_answered(kind, path):
+    """Condition 2500 is no reason for NaN, for whatever right-hand side."""
+    size = 40
+    rng = np.random.default_rng(4)
+    basis, _ = np.linalg.qr(rng.standard_normal((size, size)))
+    values = np.linspace(0.02, 50.0, size)
+    if kind == "symmetric":
+        values[::2] *= -1
+    matrix = (basis * values) @ basis.T
+    if kind == "general":
+        matrix = matrix @ np.linalg.qr(rng.standard_normal((size, size)))[0]
+    tags, matrix = KINDS[kind][0], jnp.asarray(matrix)
+
+    @jax.jit
+    def answer(vector):
+        return solve_jacobian(lambda x: matrix @ x, jnp.zeros(size), vector, tags=tags)
+
+    for vector in (jnp.eye(size)[0], jnp.ones(size), 1e-200 * jnp.ones(size)):
+        got = answer(vector) / jnp.linalg.norm(vector)
+        wanted = np.linalg.solve(matrix, vector / jnp.linalg.norm(vector))
+        assert_close(got, wanted, 1e-5)  # condition times the accepted residual
+    assert not np.any(answer(jnp.zeros(size)))
