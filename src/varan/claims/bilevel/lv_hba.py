@@ -99,11 +99,10 @@ def _many_answers(scale, seed, numbers, curves):
     target, begin = _random_toy(seed, n)
     problem, answer = linear_lower_example(target)
     start = problem.point(begin[0], {"y1": begin[1], "y2": begin[2]})
-    for name, settings in (
-        ("aipod", {}),
-        ("e_aipod", {"upper_steps": 2, "probability": 0.3}),
-    ):
-        method = AiPOD(0.01, 0.01, key=jax.random.key(seed), **settings)
+    for name, probability in (("aipod", 1.0), ("e_aipod", 0.3)):
+        method = AiPOD(0.01, 0.01, 5, 2, probability, jax.random.key(seed))
+        # Settings as arrays: both share the compiled loop.
+        method = jax.tree.map(jnp.asarray, method)
         end = solve(problem, method, start, max_steps=steps // 5).x
         found = (end.x, end.y["y1"], end.y["y2"])
         wanted = (answer[0], answer[1]["y1"], answer[1]["y2"])
