@@ -7,6 +7,7 @@ one counts. The file is in write-ahead mode, so that several processes may share
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from . import provenance
 from .catalogue import Row
@@ -136,7 +137,9 @@ class Store:
             f"sqlite:///{self.path}", connect_args={"timeout": _BUSY_S}
         )
         with self._guarded("opened"), self._engine.begin() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            _write_ahead(connection)
+            # Locked before it looks: two runs may make the file at the same moment.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
             self._prepare(connection)
 
     def _prepare(self, connection: sa.Connection) -> None:
@@ -208,6 +211,20 @@ class Store:
             for record in self.records(row.id, scale)
             if record.outcome == "measured" and record.is_current(row, scale)
         }
+
+
+def _write_ahead(connection: sa.Connection) -> None:
+    # Changing the mode fails at once while another process opens the file; everything
+    # else waits by itself.
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            return
+        except OperationalError as error:
+            if "locked" not in str(error.orig) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _record(values: Any) -> Record:
