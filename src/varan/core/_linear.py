@@ -76,7 +76,11 @@ def solve_jacobian(
         )
         solver = linear_solver or _krylov_solver(definite, unique, point)
     state = stop_gradient(solver.init(operator, options={}))
-    check = _dense_check(operator, solver, state, unique) if dense else _result_check
+    check = (
+        _dense_check(operator, solver, state, unique)
+        if dense
+        else _krylov_check(unique)
+    )
 
     def forward(_, b):
         return _guarded(operator, solver, state, check, b)
@@ -111,26 +115,38 @@ def is_singular(operator, solver, state) -> Array:
 
 
 def _guarded(operator, solver, state, check, vector):
-    answer = lx.linear_solve(operator, vector, solver, state=state, throw=False)
-    wrong = check(operator, answer, vector)
-    return jnp.where(wrong, jnp.nan, answer.value)
+    # Of norm one, since Krylov methods give up on very small right-hand sides.
+    norm = jnp.linalg.norm(vector)
+    scaled = vector / jnp.where(norm > 0, norm, 1)
+    answer = lx.linear_solve(operator, scaled, solver, state=state, throw=False)
+    wrong = check(operator, answer, scaled)
+    return jnp.where(wrong, jnp.nan, norm * answer.value)
 
 
 def _dense_check(operator, solver, state, unique):
     if not unique:
-        return _is_inconsistent
+        return lambda operator, answer, vector: _gap_exceeds(
+            0.5, operator, answer, vector
+        )
     singular = is_singular(operator, solver, state)
     return lambda operator, answer, vector: singular
 
 
-def _result_check(operator, answer, vector):
-    del operator, vector
-    return answer.result != lx.RESULTS.successful
+def _krylov_check(unique):
+    def check(operator, answer, vector):
+        # lineax also reports a failure where rounding alone keeps it from its
+        # tolerance: the true residual decides. A least-squares method succeeds on an
+        # inconsistent system too, which a non-unique problem must not hide.
+        suspect = jnp.asarray(not unique) | (answer.result != lx.RESULTS.successful)
+        return suspect & _gap_exceeds(0.6, operator, answer, vector)
+
+    return check
 
 
-def _is_inconsistent(operator, answer, vector):
+def _gap_exceeds(power, operator, answer, vector):
+    """Whether `|A v - b| > eps**power |b|`, or is NaN."""
     gap = jnp.linalg.norm(operator.mv(answer.value) - vector)
-    slack = float(np.sqrt(np.finfo(vector.dtype).eps))
+    slack = float(np.finfo(vector.dtype).eps) ** power
     return ~(gap <= slack * jnp.linalg.norm(vector))
 
 
@@ -138,7 +154,7 @@ def _krylov_solver(definite, unique, point) -> lx.AbstractLinearSolver:
     eps = float(np.finfo(point.dtype).eps)
     # Tight, since a derivative's error is the system's; not at eps, where Krylov
     # residuals stagnate.
-    rtol, atol = eps**0.8, float(np.finfo(point.dtype).tiny)
+    rtol, atol = eps**0.75, float(np.finfo(point.dtype).tiny)
     limit = 10 * point.size
     if not unique:
         return lx.LSMR(rtol, atol, max_steps=limit)
