@@ -13,7 +13,7 @@ from _source import lazy_packages
 ALLOWED: dict[str, str] = {
     "varan.Comparison": "made by `compare`, whose example shows it",
     "varan.Solution": "made by `solve`, whose example shows it",
-    "varan.lipschitz.PiecewiseLinear": "shown by the example of `register_activation`",
+    "varan.lipschitz.PiecewiseLinear": "two slopes, told by its first sentences",
     "varan.lipschitz.SmoothCurve": "shown by the example of `register_activation`",
 }
 
