@@ -115,7 +115,7 @@ def theirs(arrays, epsilon: float, task: str):
     elif task == "jacobian":
         bounded = BoundedModule(Entries(), x)
     else:
-        bounded = BoundedModule(Norm(), (x, mask))
+        bounded = BoundedModule(Norm(), (ball, mask))
 
     def run():
         with torch.no_grad():

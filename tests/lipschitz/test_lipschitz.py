@@ -233,10 +233,10 @@ def test_branches_never_loosen_and_end_at_the_sign_patterns():
     np.testing.assert_allclose(last, largest, rtol=1e-9)
 
 
-@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu, jax.nn.silu])
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.gelu])
 def test_smooth_bounds_are_sound_and_the_linear_ones_tighter(activation):
     def both(seed):
-        model, box = network(seed), random_box(seed)
+        model, box = network(seed, (3, 4, 2)), random_box(seed)
         call = lambda x: apply(model, x, activation)  # noqa: E731
         linear, interval = (
             local_lipschitz(call, box, forward="crown", smooth=s, samples=64)

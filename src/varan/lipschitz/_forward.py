@@ -286,7 +286,7 @@ def optimised_upper_bound(
     (rows,) = seeds.values()
     count = 2 * rows.size if isinstance(rows, SignedIdentity) else rows.shape[0]
     curves = {k: graph.nodes[k].curve for k in below}
-    spans = {k: _span(lines[k]) for k in below}
+    spans = {k: _span(curves[k], lines[k]) for k in below}
 
     def bound(slopes: dict[int, Array], lines=lines) -> Array:
         chosen = {k: _with_slope(curves[k], lines[k], slopes[k]) for k in below}
@@ -338,9 +338,12 @@ def optimised_upper_bound(
     return bound(held(kept))
 
 
-def _span(line: Lines) -> Array:
-    """Where the free line starts: CROWN's choice, as a number in [0, 1]."""
-    return (line.lower_slope > 0.5).astype(line.lower_slope.dtype)
+def _span(curve, line: Lines) -> Array:
+    """Where the free line starts: CROWN's choice, as 1 (right piece) or 0 (left)."""
+    convex = curve.positive >= curve.negative
+    free = line.lower_slope if convex else line.upper_slope
+    right = jnp.abs(free - curve.positive) <= jnp.abs(free - curve.negative)
+    return right.astype(free.dtype)
 
 
 def _with_slope(curve, line: Lines, slope: Array) -> Lines:
