@@ -169,9 +169,12 @@ def open_scaling(problem, start) -> tuple[tuple, Scaling, Corrections]:
     tight = tight_scaling(problem, f, g, problem.epsilon)
     top = (f - tight.f) / problem.epsilon
     rows = tight.rows(jnp.zeros_like(g))
+    # A start too large for `exp` is far, not diverged: its error stays finite.
+    most = float(np.log(np.finfo(f.dtype).max)) / 2
+    columns = tight.columns(jnp.minimum(top, most))
     condition = (
-        jnp.exp(top + rows) - problem.a,
-        jnp.exp(tight.columns(top)) - problem.b,
+        jnp.exp(jnp.minimum(top + rows, most)) - problem.a,
+        jnp.exp(jnp.minimum(columns, most)) - problem.b,
     )
     f = tight.f + problem.epsilon * (log_a - rows)
     exponent = (f[:, None] + g[None, :] - problem.cost) / problem.epsilon

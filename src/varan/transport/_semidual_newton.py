@@ -122,6 +122,7 @@ class SemiDualNewton(Solver):
         kernel = tight_scaling(problem, f, g, problem.epsilon)
         phi = (f - kernel.f) / problem.epsilon
         at = complete(problem, kernel, phi, jnp.asarray(self.linear == "cholesky"))
+        at = _finite(at)
         near = at.error(problem.a) < _NEAR
         far_f, far_g, levels = _coarse_start(problem, g)
         x = kernel.potentials(problem, at.phi, at.psi)
@@ -187,6 +188,13 @@ def complete(problem, kernel, phi, direct) -> SemiDualState:
     psi = jnp.log(problem.b) - kernel.columns(phi)
     rows = jnp.exp(phi + kernel.rows(psi))
     return SemiDualState(phi, psi, rows, direct)
+
+
+def _finite(at):
+    """A start whose plan under- or overflows counts as an empty plan."""
+    good = jnp.all(jnp.isfinite(at.rows)) & jnp.all(jnp.isfinite(at.psi))
+    psi, rows = jnp.where(good, at.psi, 0), jnp.where(good, at.rows, 0)
+    return SemiDualState(at.phi, psi, rows, at.direct)
 
 
 def _coarse_start(problem, g):
@@ -301,11 +309,9 @@ def conjugate_gradients(plan, rows, columns, error, limit):
     scale = jax.lax.rsqrt(jnp.maximum(diagonal, 1e-6 * rows))
     half = scale[:, None] * half
     ridge = scale * scale * rows
-    null = 1 / scale
-    null = null * jax.lax.rsqrt(null @ null)
     unit = jnp.where(size > 0, size, 1)
+    # The null vector's share of it is rounding, far below the tolerance.
     right = scale * (error / unit).astype(low)
-    right = right - null * (null @ right)
     tol = jnp.clip(size, 1e-5, 1e-2).astype(low)
     target = (tol * tol) * (right @ right)
 
