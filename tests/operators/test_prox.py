@@ -84,5 +84,5 @@ def test_nan_stays_nan(case):
 
 
 def test_negative_weights_are_refused():
-    with pytest.raises(ValueError, match="`l1` must be nonnegative"):
+    with pytest.raises(ValueError, match="`l1` must not be negative"):
         prox_l1(jnp.ones(2), -1.0)

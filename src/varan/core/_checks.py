@@ -37,6 +37,16 @@ def check_positive(owner: str, name: str, value) -> None:
         raise ValueError(f"{owner}: `{name}` must be positive (got {shown}).")
 
 
+def check_nonnegative(owner: str, name: str, value) -> None:
+    """Refuses negative and non-finite values; zero is fine."""
+    if is_traced(value):
+        return
+    array = np.asarray(value)
+    if not (np.all(np.isfinite(array)) and np.all(array >= 0)):
+        shown = array.item() if array.ndim == 0 else f"minimum {np.min(array)}"
+        raise ValueError(f"{owner}: `{name}` must not be negative (got {shown}).")
+
+
 def check_nonempty(owner: str, name: str, array) -> None:
     """Refuses arrays without entries."""
     if np.size(array) == 0:

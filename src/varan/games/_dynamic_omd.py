@@ -24,12 +24,11 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import Certificate
-from ..core._checks import check_positive
+from ..core._checks import check_nonnegative, check_positive
 from ._geometry import EntropySimplex, EuclideanSpace, Geometry
 from ._online import (
     OnlineLearner,
     check_gradient,
-    check_nonnegative,
     check_start,
     tree_dtype,
 )

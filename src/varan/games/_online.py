@@ -8,7 +8,6 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
@@ -195,17 +194,6 @@ def check_gradient(owner: str, x, gradient) -> None:
             f"{owner}: `gradient` must have the structure and shapes of the point "
             f"(got {jax.tree.map(jnp.shape, gradient)} for "
             f"{jax.tree.map(jnp.shape, x)})."
-        )
-
-
-def check_nonnegative(owner: str, name: str, value) -> None:
-    """Refuses negative and non-finite values; zero is fine."""
-    if is_traced(value):
-        return
-    array = np.asarray(value)
-    if not (np.all(np.isfinite(array)) and np.all(array >= 0)):
-        raise ValueError(
-            f"{owner}: `{name}` must not be negative (got {np.min(array)})."
         )
 
 

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core._checks import check_positive, check_shape
+from ..core._checks import check_nonnegative, check_positive, check_shape
 from ._geometry import EntropySimplex, EuclideanBall, EuclideanSpace, Geometry
 from ._online import (
     OnlineLearner,
     check_gradient,
-    check_nonnegative,
     check_start,
     tree_dtype,
 )

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ..core._checks import check_positive
+from ..core._checks import check_nonnegative, check_positive
 from ._geometry import EuclideanBall
-from ._online import check_nonnegative, tree_dtype
+from ._online import tree_dtype
 from ._regimes import Convex
 
 

@@ -33,12 +33,11 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import Certificate
-from ..core._checks import check_choice, check_positive, check_shape
+from ..core._checks import check_choice, check_nonnegative, check_positive, check_shape
 from ._geometry import EntropySimplex, EuclideanBall, EuclideanSpace, Geometry
 from ._online import (
     OnlineLearner,
     check_gradient,
-    check_nonnegative,
     check_start,
     tree_dtype,
 )

@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..core._checks import check_finite, check_positive, check_shape
+from ..core._checks import check_finite, check_nonnegative, check_positive, check_shape
 from ..operators import minimise_quadratic_on_ball
-from ._online import check_nonnegative
 
 
 class Stream(eqx.Module):

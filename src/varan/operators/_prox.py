@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..core._checks import is_traced
+from ..core._checks import check_nonnegative
 
 
 def prox_l1(
@@ -113,7 +112,7 @@ def prox_elastic_net(
     Source: Parikh and Boyd (2014), section 6.5.3.
     """
     for name, value in (("l1", l1), ("l2", l2), ("stepsize", stepsize)):
-        _check_nonnegative(name, value)
+        check_nonnegative("prox", name, value)
 
     def leaf(v):
         cut = jnp.asarray(stepsize, v.dtype) * jnp.asarray(l1, v.dtype)
@@ -123,10 +122,3 @@ def prox_elastic_net(
         return (v - jnp.clip(v, -cut, cut)) / shrink
 
     return jax.tree.map(leaf, x)
-
-
-def _check_nonnegative(name, value):
-    if not is_traced(value) and not np.all(np.asarray(value) >= 0):
-        raise ValueError(
-            f"prox: `{name}` must be nonnegative (got minimum {np.min(value)})."
-        )
