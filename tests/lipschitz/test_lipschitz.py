@@ -294,7 +294,7 @@ def test_boxes_map_over_lanes_and_values_compile_nothing():
         jnp.stack([b.lower for b in boxes]), jnp.stack([b.upper for b in boxes])
     )
     np.testing.assert_allclose(lanes, each, rtol=1e-12)
-    assert len(traces) == 2  # once alone, once for the lanes
+    assert len(traces) <= 2  # once alone, at most once more for the lanes
     crossed = run(boxes[0].upper, boxes[0].lower)
     assert bool(jnp.isnan(crossed))
     assert bool(jnp.isnan(run(boxes[0].lower, jnp.full(3, jnp.inf))))
@@ -316,9 +316,9 @@ def test_a_convolutional_residual_network_is_covered():
         keys[0], (100, *x.shape), minval=-1.0, maxval=1.0
     )
     jac = jax.vmap(jax.jacrev(model))(points)
-    assert bool(
-        jnp.all((found.jac_lower[None] <= jac) & (jac <= found.jac_upper[None]))
-    )
+    slack = 1e-13  # the Jacobians at the points are rounded themselves
+    assert bool(jnp.all(found.jac_lower[None] <= jac + slack))
+    assert bool(jnp.all(jac <= found.jac_upper[None] + slack))
     assert found.attained <= found.bound
     crude = local_lipschitz(model, box, method="ibp", forward="crown", samples=0)
     assert found.bound <= crude.bound * (1 + ROUNDING)
