@@ -1,7 +1,7 @@
 """Race: small smooth convex problems, varan's solvers against optax and optimistix.
 
-Logistic regression on breast cancer (31 unknowns) and softmax regression on digits (650
-unknowns), float64, from zero to a gradient norm of 1e-8; the whole of each solver is one
+Logistic regression on breast cancer (31 unknowns) and softmax regression on digits
+(650 unknowns), float64, from zero to a gradient norm of 1e-8; each solver is one
 compiled program. `--cold` measures instead the processor seconds of the first answer,
 tracing and compiling included, each in a process of its own.
 
@@ -50,7 +50,7 @@ def digits():
 
 
 def optax_lbfgs(loss):
-    """L-BFGS as optax's documentation runs it, in one loop, value and gradient reused."""
+    """L-BFGS as the documentation of optax runs it, values and gradients reused."""
 
     @jax.jit
     def run(start, *data):

@@ -75,8 +75,7 @@ class Certificate(eqx.Module):
         if self.tol is None:
             return f"{self.kind} {value} ({word}): {self.statement}"
         verdict = format_flag(self.met, "met", "not met")
-        tol = format_number(self.tol)
-        return f"{self.kind} {value}, {verdict} at {tol} ({word}): {self.statement}"
+        return f"{self.kind} {value}, {verdict} ({word}): {self.statement}"
 
 
 def format_number(value) -> str:
@@ -84,10 +83,15 @@ def format_number(value) -> str:
     if is_traced(value):
         return "(traced)"
     array = np.asarray(value)
-    if array.ndim == 0:
-        return f"{array.item():.3g}"
     if array.size == 0:
         return "(no lanes)"
+    if np.min(array) == np.max(array):
+        first = array.flat[0].item()
+        return str(first) if isinstance(first, int) else f"{first:.3g}"
+    if np.issubdtype(array.dtype, np.integer):
+        return f"{np.min(array)} .. {np.max(array)} over {array.size} lanes"
+    if array.ndim == 0:
+        return f"{array.item():.3g}"
     return f"{np.min(array):.3g} .. {np.max(array):.3g} over {array.size} lanes"
 
 
@@ -98,4 +102,6 @@ def format_flag(value, yes: str, no: str) -> str:
     array = np.asarray(value)
     if array.ndim == 0:
         return yes if array else no
+    if array.all():
+        return yes
     return f"{yes} in {int(array.sum())} of {array.size} lanes"

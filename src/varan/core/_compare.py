@@ -97,6 +97,7 @@ def compare(
 
     Raises:
         ValueError: If no solver is given.
+        TypeError: If `solvers` is neither a list nor a mapping.
 
     Example:
         >>> import jax.numpy as jnp
@@ -106,6 +107,11 @@ def compare(
         >>> [row["met"] for row in table.rows()]
         [True, True]
     """
+    if not isinstance(solvers, (Mapping, Sequence)):
+        raise TypeError(
+            "compare: `solvers` must be a list or a mapping from names to solvers "
+            f"(got {type(solvers).__name__})."
+        )
     if not isinstance(solvers, Mapping):
         solvers = _name(solvers)
     if not solvers:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._certificate import Certificate
+from ._checks import check_positive
 from ._implicit import implicit_root
 from ._trees import floats_as_arrays, stop_gradient, tree_norm
 
@@ -59,6 +60,8 @@ class ImplicitFunction:
         Returns:
             A `Certificate`: the residual, or the proven distance.
         """
+        if strong_convexity is not None:
+            check_positive("certificate", "strong_convexity", strong_convexity)
         residual = tree_norm(self._condition(x, *params))
         if strong_convexity is None:
             return Certificate(
@@ -66,7 +69,7 @@ class ImplicitFunction:
                 residual,
                 tol=tol,
                 proof=True,
-                statement="the norm of the optimality condition at x is value",
+                statement="value is the norm of the optimality condition at x",
             )
         return Certificate(
             "distance",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 import optimistix as optx
 
-from ._problem import FixedPoint, Problem, objective_of
+from ._problem import FixedPoint, Problem, Smooth, objective_of
 from ._solver import Solver, State
 
 
@@ -52,10 +52,7 @@ class FromOptax(Solver):
         True
     """
 
-    transformation: optax.GradientTransformationExtraArgs = eqx.field(static=True)
-
-    def __init__(self, transformation: optax.GradientTransformation):
-        self.transformation = optax.with_extra_args_support(transformation)
+    transformation: optax.GradientTransformation = eqx.field(static=True)
 
     def init(self, problem, start):
         memory = self.transformation.init(start)
@@ -70,11 +67,15 @@ class FromOptax(Solver):
                 "grad": state.condition,
                 "value_fn": objective,
             }
-        updates, memory = self.transformation.update(
+        transformation = optax.with_extra_args_support(self.transformation)
+        updates, memory = transformation.update(
             state.condition, state.memory, state.x, **extra
         )
         x = optax.apply_updates(state.x, updates)
-        if objective is not None and _stores_gradient(memory):
+        # A line search that comes last in the chain has left its gradient at x; one
+        # inside, or a condition that is not the gradient, has not.
+        is_gradient = type(problem).condition is Smooth.condition
+        if objective is not None and is_gradient and _ends_in_line_search(memory):
             _, condition = optax.value_and_grad_from_state(objective)(x, state=memory)
         else:
             condition = problem.condition(x)
@@ -162,11 +163,9 @@ def _check_fit(solver, problem):
         )
 
 
-def _stores_gradient(memory) -> bool:
-    return all(
-        optax.tree_utils.tree_get(memory, name) is not None
-        for name in ("value", "grad")
-    )
+def _ends_in_line_search(memory) -> bool:
+    last = memory[-1] if type(memory) is tuple and memory else memory
+    return all(getattr(last, name, None) is not None for name in ("value", "grad"))
 
 
 def _evaluations(memory):

@@ -94,12 +94,11 @@ def _attach_jvp(primals, tangents):
         t_condition,
         is_leaf=lambda leaf: leaf is None,
     )
-    t_x = _solve_linearised(closed, x, t_condition, spec)
-    trust = jnp.where(reliable, 1.0, jnp.nan)
-    return x, jtu.tree_map(lambda t: -t * trust.astype(t.dtype), t_x)
+    t_x = _solve_linearised(closed, x, t_condition, reliable, spec)
+    return x, jtu.tree_map(jnp.negative, t_x)
 
 
-def _solve_linearised(condition, x, vector, spec):
+def _solve_linearised(condition, x, vector, reliable, spec):
     """Solves `J v = vector`, pytrees like `x`."""
     # Imported here: a solve that nobody differentiates needs no lineax.
     from ._linear import solve_jacobian
@@ -111,6 +110,7 @@ def _solve_linearised(condition, x, vector, spec):
         ravel_pytree(vector)[0],
         tags=spec.tags,
         unique=spec.unique,
+        reliable=reliable,
         linear_solver=spec.linear_solver,
     )
     return unravel(answer)

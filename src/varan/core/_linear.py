@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._trees import stop_gradient
 
@@ -42,6 +42,7 @@ def solve_jacobian(
     *,
     tags: frozenset[str] = frozenset(),
     unique: bool = True,
+    reliable: Bool[Array, ""] | bool = True,
     linear_solver: lx.AbstractLinearSolver | None = None,
 ) -> Float[Array, " n"]:
     """Solves `J v = vector` for the Jacobian `J` of `function` at `point`.
@@ -55,6 +56,7 @@ def solve_jacobian(
         tags: A subset of `{"symmetric", "positive_semidefinite"}`.
         unique: Whether a singular system has no answer (`True`) or the minimum-norm
             answer is meant (`False`).
+        reliable: Where false, the answer is NaN (and still zero for zero).
         linear_solver: Used instead of the automatic choice.
     """
     dense = point.size <= DENSE_SIZE and linear_solver is None
@@ -76,21 +78,28 @@ def solve_jacobian(
         )
         solver = linear_solver or _krylov_solver(definite, unique, point)
     state = stop_gradient(solver.init(operator, options={}))
-    check = (
-        _dense_check(operator, solver, state, unique)
-        if dense
-        else _krylov_check(unique)
-    )
+    wrong = ~jnp.asarray(reliable)
+    if unique:
+        probed = is_singular if dense else _fails_probe
+        wrong = wrong | probed(operator, solver, state)
+    if dense and symmetric:
+        skew = jnp.linalg.norm(operator.matrix - operator.matrix.T)
+        wrong = wrong | ~(skew <= _root_eps(point) * jnp.linalg.norm(operator.matrix))
 
+    def answer(operator, state, guard, b):
+        return _guarded(operator, solver, state, wrong, guard, b)
+
+    # What a non-unique problem's right-hand side may be is its own promise in forward
+    # mode; in reverse mode it is whatever the loss depends on.
     def forward(_, b):
-        return _guarded(operator, solver, state, check, b)
+        return answer(operator, state, unique and not dense, b)
 
     def backward(_, b):
         transposed, _ = solver.transpose(state, {})
-        return _guarded(operator.T, solver, transposed, check, b)
+        return answer(operator.T, transposed, not (unique and dense), b)
 
     return jax.lax.custom_linear_solve(
-        product, vector, forward, None if symmetric else backward, symmetric=symmetric
+        product, vector, forward, backward, symmetric=False
     )
 
 
@@ -101,53 +110,60 @@ def dense_solver(definite: bool, unique: bool) -> lx.AbstractLinearSolver:
     return lx.Cholesky() if definite else lx.LU()
 
 
-def is_singular(operator, solver, state) -> Array:
-    """Whether the inverse amplifies fixed vectors as only a singular matrix does."""
-    size, dtype = operator.in_size(), operator.as_matrix().dtype
-    probes = np.random.default_rng(0).standard_normal((_PROBES, size))
-    probes = jnp.asarray(probes / np.linalg.norm(probes, axis=1, keepdims=True), dtype)
-    answers = jax.vmap(lambda p: solver.compute(state, p, {})[0])(probes)
+def is_singular(operator, solver, state) -> Bool[Array, ""]:
+    """Whether the inverse amplifies fixed vectors as only a singular matrix does.
+
+    Rows and columns are scaled to size one first: a matrix that is only badly scaled
+    is not singular.
+    """
+    matrix = jnp.abs(operator.as_matrix())
+    rows = _nonzero(jnp.max(matrix, axis=1))
+    columns = _nonzero(jnp.max(matrix / rows[:, None], axis=0))
+    size = operator.in_size()
+    answers = jax.vmap(lambda p: solver.compute(state, p * rows, {})[0] * columns)(
+        _probes(size, matrix.dtype)
+    )
     growth = jnp.max(jnp.linalg.norm(answers, axis=1))
-    growth = growth * jnp.linalg.norm(operator.as_matrix())
+    growth = growth * jnp.linalg.norm(matrix / rows[:, None] / columns[None, :])
     # A random unit vector has a component of about 1/sqrt(n) along the null vector,
     # and rounding leaves a smallest singular value of about eps |A|.
-    return ~(growth < float(0.1 / (np.sqrt(size) * np.finfo(dtype).eps)))
+    eps = float(np.finfo(matrix.dtype).eps)
+    return ~(growth < 0.1 / (float(np.sqrt(size)) * eps))
 
 
-def _guarded(operator, solver, state, check, vector):
-    # Of norm one, since Krylov methods give up on very small right-hand sides.
+def _fails_probe(operator, solver, state) -> Bool[Array, ""]:
+    """Whether a fixed random right-hand side cannot be met: it is outside the range."""
+    probe = _probes(operator.in_size(), operator.in_structure().dtype)[0]
+    answer = lx.linear_solve(operator, probe, solver, state=state, throw=False)
+    gap = jnp.linalg.norm(operator.mv(answer.value) - probe)
+    return ~(gap <= 10 * _root_eps(probe))
+
+
+def _probes(size, dtype):
+    probes = np.random.default_rng(0).standard_normal((_PROBES, size))
+    probes = probes / np.linalg.norm(probes, axis=1, keepdims=True)
+    return jnp.asarray(probes, dtype)
+
+
+def _nonzero(scales):
+    return jnp.where(scales > 0, scales, 1)
+
+
+def _guarded(operator, solver, state, wrong, check_gap, vector):
+    # Of norm one, since Krylov methods give up on very small right-hand sides; and
+    # zero for zero, so that a lane masked out of a loss stays out of its gradient.
     norm = jnp.linalg.norm(vector)
-    scaled = vector / jnp.where(norm > 0, norm, 1)
+    scaled = vector / _nonzero(norm)
     answer = lx.linear_solve(operator, scaled, solver, state=state, throw=False)
-    wrong = check(operator, answer, scaled)
-    return jnp.where(wrong, jnp.nan, norm * answer.value)
+    if check_gap:
+        gap = jnp.linalg.norm(operator.mv(answer.value) - scaled)
+        wrong = wrong | ~(gap <= _root_eps(vector))
+    value = jnp.where(wrong, jnp.nan, norm * answer.value)
+    return jnp.where(norm == 0, jnp.zeros_like(value), value)
 
 
-def _dense_check(operator, solver, state, unique):
-    if not unique:
-        return lambda operator, answer, vector: _gap_exceeds(
-            0.5, operator, answer, vector
-        )
-    singular = is_singular(operator, solver, state)
-    return lambda operator, answer, vector: singular
-
-
-def _krylov_check(unique):
-    def check(operator, answer, vector):
-        # lineax also reports a failure where rounding alone keeps it from its
-        # tolerance: the true residual decides. A least-squares method succeeds on an
-        # inconsistent system too, which a non-unique problem must not hide.
-        suspect = jnp.asarray(not unique) | (answer.result != lx.RESULTS.successful)
-        return suspect & _gap_exceeds(0.6, operator, answer, vector)
-
-    return check
-
-
-def _gap_exceeds(power, operator, answer, vector):
-    """Whether `|A v - b| > eps**power |b|`, or is NaN."""
-    gap = jnp.linalg.norm(operator.mv(answer.value) - vector)
-    slack = float(np.finfo(vector.dtype).eps) ** power
-    return ~(gap <= slack * jnp.linalg.norm(vector))
+def _root_eps(array) -> float:
+    return float(np.sqrt(np.finfo(array.dtype).eps))
 
 
 def _krylov_solver(definite, unique, point) -> lx.AbstractLinearSolver:

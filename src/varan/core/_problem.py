@@ -32,10 +32,11 @@ class Problem(eqx.Module):
     - `jacobian_tags`: what is known of the condition's Jacobian, a subset of
       `{"symmetric", "positive_semidefinite"}`;
     - `unique`: `False` where the solution is a set by nature (a gauge freedom, a
-      rank-deficient least-squares problem). Derivatives are then those of the
-      solution of minimum norm: right for everything that does not depend on which
-      solution is taken. Where it is `True` and the Jacobian proves singular, the
-      derivative is NaN rather than a plausible number.
+      rank-deficient least-squares problem), for all nearby data. Derivatives are then
+      right for everything that does not depend on which solution is taken. For what
+      does, reverse mode gives NaN; forward mode takes the tangent of least norm, one
+      of many. Where it is `True` and the Jacobian proves singular, the derivative is
+      NaN rather than a plausible number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -65,7 +66,7 @@ class Problem(eqx.Module):
             self.residual(condition),
             tol=tol,
             proof=True,
-            statement="the norm of the optimality condition at x is value",
+            statement="value is the norm of the optimality condition at x",
         )
 
     @property

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from ._captures import capture_key
 from ._checks import check_choice, check_positive, is_traced
 from ._implicit import implicit_root
 from ._problem import Problem
@@ -19,10 +20,11 @@ from ._solver import Solver, State
 from ._status import Status
 from ._trees import floats_as_arrays, stop_gradient, tree_square
 
-# A step that moves by a few roundings and improves nothing is worth this many of
-# steps that move little and improve nothing; `_PATIENCE` of the latter stop the run.
+# A run has stalled when this many steps in a row improve nothing and all stay within
+# as many roundings of one point: then not even one unit in the last place is gained a
+# step. Slow progress, a line search at work and a wandering method all escape it.
 _PATIENCE = 100
-_ROUNDING_STEP = 20
+_MARGIN = 0.999
 
 
 def solve(
@@ -87,59 +89,65 @@ def solve(
         tol = float(np.sqrt(jnp.finfo(dtype).eps))
     check_positive("solve", "tol", tol)
     limit = np.iinfo(np.int32).max if max_evaluations is None else max_evaluations
+    problem, solver = floats_as_arrays(problem), _as_solver(solver, problem)
     return _solve(
-        floats_as_arrays(problem),
-        _as_solver(solver, problem),
+        problem,
+        solver,
         start,
         jnp.asarray(tol, jnp.finfo(dtype).dtype),
-        max_steps,
+        int(max_steps),
         jnp.asarray(limit, jnp.int32),
         differentiate,
+        capture_key(problem, solver),
     )
 
 
 class _Carry(eqx.Module):
     state: State
     x: PyTree[Array]
-    condition: PyTree[Array]
-    residual: Float[Array, ""]
     status: Int[Array, ""]
     steps: Int[Array, ""]
     evaluations: Int[Array, ""]
     best: Float[Array, ""]
     scale: Float[Array, ""]
+    anchor: PyTree[Array]
     quiet: Int[Array, ""]
     trace: Trace
 
 
 @eqx.filter_jit
-def _solve(problem, solver, start, tol, max_steps, max_evaluations, differentiate):
+def _solve(
+    problem, solver, start, tol, max_steps, max_evaluations, differentiate, captures
+):
+    del captures  # part of the key under which this is compiled, nothing else
+
     def run(start):
+        # The loop aims a little below the tolerance: the last evaluation is compiled
+        # apart, and its rounding must not fall on the other side.
+        aim = _MARGIN * tol
         end = _iterate(
-            problem, solver, start, tol, max_steps, max_evaluations, differentiate
+            problem, solver, start, aim, max_steps, max_evaluations, differentiate
         )
-        return (
-            end.x,
-            end.condition,
-            end.residual,
-            end.status,
-            end.steps,
-            (
-                end.evaluations,
-                end.trace,
-            ),
-        )
+        return end.x, end.status, end.steps, end.evaluations, end.trace
 
     if differentiate == "unroll":
-        x, condition, residual, status, steps, rest = run(start)
+        x, status, steps, evaluations, trace = run(start)
     else:
         # Every array that the run reads, closed over or not, becomes a constant of
         # the converted function and loses its tangent there: nothing is
         # differentiated through the loop.
         frozen = stop_gradient(eqx.filter_closure_convert(run, start))
-        x, condition, residual, status, steps, rest = frozen(stop_gradient(start))
+        x, status, steps, evaluations, trace = frozen(stop_gradient(start))
+    # The certificate is of x, whoever found it: the condition is evaluated once more,
+    # and a solver that reported another one has not converged.
+    condition = problem.condition(x)
+    residual = problem.residual(condition)
+    wrong = (status == Status.CONVERGED) & ~(
+        (residual <= tol) & jnp.isfinite(tree_square(x))
+    )
+    status = jnp.where(wrong, jnp.asarray(Status.STALLED, jnp.int32), status)
+    if differentiate != "unroll":
         x = _attach(problem, x, status, differentiate)
-    evaluations, trace = rest
     return Solution(
         x=x,
         status=status,
@@ -155,6 +163,7 @@ def _solve(problem, solver, start, tol, max_steps, max_evaluations, differentiat
 
 def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differentiate):
     state = solver.init(problem, start)
+    _check_state(solver, state, state)
     _check_condition(state.condition, start)
     residual = problem.residual(state.condition)
     trace = Trace(
@@ -164,19 +173,18 @@ def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differenti
     status = _last_that_holds(
         (state.evaluations >= max_evaluations, Status.STEP_LIMIT),
         (state.status != Status.RUNNING, state.status),
-        (~jnp.isfinite(residual), Status.DIVERGED),
+        (~jnp.isfinite(residual + tree_square(state.x)), Status.DIVERGED),
         (residual <= tol, Status.CONVERGED),
     )
     carry = _Carry(
         state=state,
         x=state.x,
-        condition=state.condition,
-        residual=residual,
         status=status,
         steps=jnp.zeros((), jnp.int32),
         evaluations=state.evaluations,
         best=residual,
         scale=tree_square(state.x),
+        anchor=state.x,
         quiet=jnp.zeros((), jnp.int32),
         trace=trace,
     )
@@ -186,6 +194,7 @@ def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differenti
 
     def advance(carry):
         state = solver.step(problem, carry.state)
+        _check_state(solver, state, carry.state)
         return _record(problem, carry, state, tol, max_steps, max_evaluations)
 
     return _while(proceed, advance, carry, max_steps, differentiate == "unroll")
@@ -215,11 +224,12 @@ def _while(proceed, advance, carry, max_steps, unroll):
 def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
     """Decides the status, once; everybody else reads it."""
     residual = problem.residual(state.condition)
-    finite = jnp.isfinite(residual)
+    scale = jnp.maximum(carry.scale, tree_square(state.x))
+    # NaN in x may leave no trace in the residual (a maximum with zero swallows it).
+    finite = jnp.isfinite(residual) & ~jnp.isnan(scale)
     steps = carry.steps + 1
     evaluations = carry.evaluations + state.evaluations
-    scale = jnp.maximum(carry.scale, tree_square(state.x))
-    quiet = _quiet(carry, state, residual, scale)
+    anchor, quiet = _quiet(carry, state, residual, scale)
     limited = (steps >= max_steps) | (evaluations >= max_evaluations)
     status = _last_that_holds(
         (limited, Status.STEP_LIMIT),
@@ -228,9 +238,6 @@ def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
         (~finite, Status.DIVERGED),
         (residual <= tol, Status.CONVERGED),
     )
-
-    def keep(new, old):
-        return jtu.tree_map(lambda n, o: jnp.where(finite, n, o), new, old)
 
     def write(buffer, entry):
         # A plain slice update: compiles faster than the scatter of `.at[].set`.
@@ -243,14 +250,13 @@ def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
     )
     return _Carry(
         state=state,
-        x=keep(state.x, carry.x),
-        condition=keep(state.condition, carry.condition),
-        residual=keep(residual, carry.residual),
+        x=jtu.tree_map(lambda n, o: jnp.where(finite, n, o), state.x, carry.x),
         status=status,
         steps=steps,
         evaluations=evaluations,
         best=jnp.minimum(carry.best, residual),
         scale=scale,
+        anchor=anchor,
         quiet=quiet,
         trace=trace,
     )
@@ -264,19 +270,14 @@ def _last_that_holds(*cases):
 
 
 def _quiet(carry: _Carry, state: State, residual, scale):
-    """Counts consecutive steps that neither move nor improve.
-
-    A tolerance below what rounding allows shows as iterates that tremble by a few
-    units in the last place without a new best residual. Slow progress is progress:
-    any new best residual starts the count again.
-    """
-    eps = np.finfo(residual.dtype).eps
-    moved = tree_square(jtu.tree_map(jnp.subtract, state.x, carry.x))
-    # Not moving at all may be a line search at work; trembling is not.
-    trembles = (moved > 0) & (moved <= (8 * eps) ** 2 * scale)
-    weight = jnp.where(trembles, _ROUNDING_STEP, 1)
-    still = (residual >= carry.best) & (moved <= eps * scale)
-    return jnp.where(still, carry.quiet + weight, 0).astype(jnp.int32)
+    """Counts consecutive steps that neither improve nor leave one point's vicinity."""
+    radius = (_PATIENCE * np.finfo(residual.dtype).eps) ** 2
+    gone = jtu.tree_map(jnp.subtract, state.x, carry.anchor)
+    still = (residual >= carry.best) & (tree_square(gone) <= float(radius) * scale)
+    anchor = jtu.tree_map(
+        lambda new, old: jnp.where(still, old, new), state.x, carry.anchor
+    )
+    return anchor, jnp.where(still, carry.quiet + 1, 0).astype(jnp.int32)
 
 
 def _attach(problem, x, status, differentiate):
@@ -302,7 +303,8 @@ def _refuse_derivative_jvp(primals, tangents):
         return primals[0], jtu.tree_map(lambda _: None, primals[0])
     raise ValueError(
         "solve: a solution with differentiate='none' cannot be differentiated. "
-        "Use differentiate='implicit' or 'unroll', or jax.lax.stop_gradient."
+        "Use differentiate='implicit' or 'unroll', or pass the problem's data through "
+        "jax.lax.stop_gradient."
     )
 
 
@@ -344,13 +346,38 @@ def _check_arguments(problem, max_steps, max_evaluations, differentiate):
             "Wrap a function as Smooth, Root or FixedPoint."
         )
     for name, limit in (("max_steps", max_steps), ("max_evaluations", max_evaluations)):
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
+        if limit is not None and (
+            not isinstance(limit, (int, np.integer)) or limit < 1
+        ):
             raise ValueError(
                 f"solve: `{name}` must be a positive integer (got {limit!r})."
             )
     check_choice(
         "solve", "differentiate", differentiate, ("implicit", "unroll", "none")
     )
+
+
+def _check_state(solver, state, before):
+    name = type(solver).__name__
+    if not isinstance(state, State):
+        raise TypeError(
+            f"{name}: `init` and `step` must return a varan.State "
+            f"(got {type(state).__name__})."
+        )
+    new, old = (jtu.tree_flatten(s.memory) for s in (state, before))
+    kinds = [[eqx.is_array(leaf) for leaf in leaves] for leaves, _ in (new, old)]
+    # A Python number is a constant of the compiled loop: a counter would never count.
+    frozen = any(
+        isinstance(b, (bool, int, float)) and a != b
+        for a, b in zip(new[0], old[0], strict=False)
+        if not eqx.is_array(a)
+    )
+    if new[1] != old[1] or kinds[0] != kinds[1] or frozen:
+        raise TypeError(
+            f"{name}: `step` must return a memory of the same arrays as it was given "
+            f"(got {state.memory} after {before.memory}). Begin with arrays, for "
+            "instance jnp.array(0) for a counter."
+        )
 
 
 def _check_condition(condition, start):
@@ -360,4 +387,10 @@ def _check_condition(condition, start):
         raise ValueError(
             "solve: the problem's condition must have as many entries as the start "
             f"(got {rows} for {columns})."
+        )
+    kinds = [jnp.result_type(*jtu.tree_leaves(tree)) for tree in (condition, start)]
+    if kinds[0] != kinds[1]:
+        raise TypeError(
+            "solve: the start and the problem's condition must have one dtype (got "
+            f"{kinds[1]} and {kinds[0]}). Convert the start or the data."
         )

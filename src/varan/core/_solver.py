@@ -21,7 +21,8 @@ class State(eqx.Module):
         condition: The problem's optimality condition at `x`. The loop stops on its
             norm and does not evaluate it again, so a step that has computed it
             anyway passes it on for free.
-        memory: Whatever else the next step reads; its structure must not change.
+        memory: Whatever else the next step reads, a pytree of arrays whose structure
+            does not change (a counter begins as `jnp.array(0)`, not as `0`).
         evaluations: How many times the step that made this state evaluated the
             condition (or something as costly, such as a gradient).
         status: `Status.RUNNING`, or the reason why the solver must stop here

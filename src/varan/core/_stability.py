@@ -18,6 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
+from ._captures import capture_key
 from ._certificate import format_flag, format_number
 from ._checks import is_traced
 from ._linear import DENSE_SIZE, solve_jacobian
@@ -44,6 +45,8 @@ class Stability(eqx.Module):
         largest: Largest singular value of the Jacobian.
         null_dimension: Directions in which the solution is not determined; -1 where
             it was not computed (matrix-free).
+        converged: Whether the run had converged; if not, all this describes its last
+            iterate, which is no solution.
         exact: Dense factorisations (`True`) or Lanczos estimates (`False`): the
             moduli are then estimated from below, `regularity` from above.
     """
@@ -53,6 +56,7 @@ class Stability(eqx.Module):
     curvature: Float[Array, ""]
     largest: Float[Array, ""]
     null_dimension: Int[Array, ""]
+    converged: Bool[Array, ""]
     exact: bool = eqx.field(static=True)
 
     @property
@@ -91,6 +95,8 @@ class Stability(eqx.Module):
         ]
         if null > 0:
             lines.append(f"  undetermined         {null} directions: not unique")
+        if not np.all(self.converged):
+            lines.append("  of the last iterate: the run did not converge")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -128,7 +134,13 @@ def stability(solution: Solution, wrt: Callable | None = None) -> Stability:
         section 2B; Poliquin and Rockafellar, 1998, "Tilt stability of a local
         minimum".
     """
-    return _stability(solution.problem, solution.x, _Selection(wrt))
+    return _stability(
+        solution.problem,
+        solution.x,
+        solution.converged,
+        _Selection(wrt),
+        capture_key(solution.problem),
+    )
 
 
 class _Selection(eqx.Module):
@@ -156,7 +168,8 @@ class _Selection(eqx.Module):
 
 
 @eqx.filter_jit
-def _stability(problem, x, selection) -> Stability:
+def _stability(problem, x, converged, selection, captures) -> Stability:
+    del captures  # part of the key under which this is compiled, nothing else
     point, unravel = ravel_pytree(x)
     data, rebuild = selection.split(problem)
 
@@ -169,8 +182,10 @@ def _stability(problem, x, selection) -> Stability:
     tags = problem.jacobian_tags
     symmetric = bool(tags & {"symmetric", "positive_semidefinite"})
     if point.size <= DENSE_SIZE:
-        return _dense(condition, of_data, point, data, symmetric, problem.unique)
-    return _matrix_free(condition, of_data, point, data, tags, problem.unique)
+        report = _dense(condition, of_data, point, data, symmetric, problem.unique)
+    else:
+        report = _matrix_free(condition, of_data, point, data, tags, problem.unique)
+    return eqx.tree_at(lambda s: s.converged, report, converged)
 
 
 def _dense(condition, of_data, point, data, symmetric, unique) -> Stability:
@@ -184,7 +199,7 @@ def _dense(condition, of_data, point, data, symmetric, unique) -> Stability:
     kept = singular > cut
     # With a unique solution a null direction is a failure, shown as it is.
     shown = jnp.ones_like(kept) if unique else kept
-    infinite = jnp.any(shown & (singular == 0))
+    infinite = jnp.any(shown & (singular <= cut))
     inverse = jnp.where(
         shown & (singular > 0), 1 / jnp.where(singular > 0, singular, 1), 0
     )
@@ -203,13 +218,14 @@ def _dense(condition, of_data, point, data, symmetric, unique) -> Stability:
             middle = left @ (inverse * (right @ v))
             return apply_inverse(forward(backward(middle))[:, None])[:, 0]
 
-        lipschitz = jnp.sqrt(_extreme_ritz(gram, point)[1])
+        lipschitz = jnp.sqrt(_extreme_ritz(gram, _unit_vector(point))[1])
     return Stability(
         lipschitz=jnp.where(infinite, jnp.inf, lipschitz),
         regularity=jnp.min(jnp.where(shown, singular, jnp.inf)),
         curvature=jnp.min(jnp.where(determined, values, jnp.inf)),
         largest=singular[0],
-        null_dimension=jnp.sum(~kept).astype(jnp.int32),
+        null_dimension=jnp.sum(singular <= cut).astype(jnp.int32),
+        converged=jnp.asarray(True),
         exact=point.size * data.size <= _DENSE_ENTRIES,
     )
 
@@ -223,19 +239,23 @@ def _matrix_free(condition, of_data, point, data, tags, unique) -> Stability:
 
     product, transpose = _products(condition, point)
     forward, backward = _products(of_data, data)
+    first = _unit_vector(point)
+    if not unique:
+        # Only what is determined has an inverse.
+        first = inverse(product(first))
     response = _extreme_ritz(
-        lambda v: inverse(forward(backward(inverse_transpose(v)))), point
+        lambda v: inverse(forward(backward(inverse_transpose(v)))), first
     )
     if tags & {"symmetric", "positive_semidefinite"}:
-        low, high = _extreme_ritz(product, point)
-        inverse_low, inverse_high = _extreme_ritz(inverse, point)
+        low, high = _extreme_ritz(product, first)
+        inverse_low, inverse_high = _extreme_ritz(inverse, first)
         largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
         regularity = 1 / jnp.maximum(jnp.abs(inverse_low), jnp.abs(inverse_high))
         indefinite = (low < 0) & (inverse_low < 0)
         curvature = jnp.where(indefinite, low, 1 / inverse_high)
     else:
-        largest = jnp.sqrt(_extreme_ritz(lambda v: transpose(product(v)), point)[1])
-        norm = _extreme_ritz(lambda v: inverse(inverse_transpose(v)), point)[1]
+        largest = jnp.sqrt(_extreme_ritz(lambda v: transpose(product(v)), first)[1])
+        norm = _extreme_ritz(lambda v: inverse(inverse_transpose(v)), first)[1]
         regularity = 1 / jnp.sqrt(norm)
         curvature = jnp.full_like(largest, jnp.nan)
     return Stability(
@@ -244,6 +264,7 @@ def _matrix_free(condition, of_data, point, data, tags, unique) -> Stability:
         curvature=curvature,
         largest=largest,
         null_dimension=jnp.asarray(-1, jnp.int32),
+        converged=jnp.asarray(True),
         exact=False,
     )
 
@@ -255,13 +276,17 @@ def _products(function, point):
     return forward, lambda v: transpose(v)[0]
 
 
-def _extreme_ritz(product, like):
+def _unit_vector(like):
+    vector = np.random.default_rng(0).standard_normal(like.size)
+    return jnp.asarray(vector / np.linalg.norm(vector), like.dtype)
+
+
+def _extreme_ritz(product, first):
     """Extreme Ritz values of a symmetric operator: Lanczos, fully reorthogonalised."""
-    size = like.size
+    size, dtype = first.size, first.dtype
     steps = min(_LANCZOS_STEPS, size)
-    first = np.random.default_rng(0).standard_normal(size)
-    first = jnp.asarray(first / np.linalg.norm(first), like.dtype)
-    basis = jnp.zeros((steps + 1, size), like.dtype).at[0].set(first)
+    first = first / jnp.linalg.norm(first)
+    basis = jnp.zeros((steps + 1, size), dtype).at[0].set(first)
 
     def advance(index, carry):
         basis, diagonal, off = carry
@@ -273,12 +298,12 @@ def _extreme_ritz(product, like):
         length = jnp.linalg.norm(image)
         # An invariant subspace ends the recurrence; zero rows add zero Ritz values,
         # which the mask below removes.
-        ended = length <= 1e3 * np.finfo(like.dtype).eps * jnp.max(jnp.abs(diagonal))
+        ended = length <= 1e3 * np.finfo(dtype).eps * jnp.max(jnp.abs(diagonal))
         following = jnp.where(ended, 0, image / jnp.where(ended, 1, length))
         basis = basis.at[index + 1].set(following)
         return basis, diagonal, off.at[index].set(jnp.where(ended, 0, length))
 
-    zeros = jnp.zeros(steps, like.dtype)
+    zeros = jnp.zeros(steps, dtype)
     basis, diagonal, off = jax.lax.fori_loop(0, steps, advance, (basis, zeros, zeros))
     used = jnp.linalg.norm(basis[:-1], axis=1) > 0
     # Unused rows repeat an actual entry, so that they add no extreme of their own.

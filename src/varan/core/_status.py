@@ -30,11 +30,13 @@ _ADVICE = {
     Status.CONVERGED: "the optimality condition is met to the tolerance.",
     Status.STEP_LIMIT: (
         "the step or evaluation limit was reached first; raise it, loosen `tol`, "
-        "or start nearer."
+        "start nearer, or check that a solution exists (an objective may be "
+        "unbounded below)."
     ),
     Status.STALLED: (
-        "the iterates stopped moving above the tolerance; `tol` may be below what "
-        "the dtype can reach (try float64), or the solver cannot make progress here."
+        "no progress above the tolerance: `tol` may be below what the dtype can reach "
+        "(try float64), the objective may be unbounded below, or the solver cannot "
+        "go on from here."
     ),
     Status.DIVERGED: (
         "the condition became NaN or infinite; check the data, start nearer, or use "

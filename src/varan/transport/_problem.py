@@ -132,14 +132,11 @@ class EntropicTransport(Problem):
 
     def certify(self, x, condition, tol) -> Certificate:
         """Marginal error, with duality gap and cost bound of the rounded plan."""
-        # Evaluated anew: a solver may know its errors better than potentials in this
-        # dtype can hold them, as at a tiny epsilon.
-        del condition
         upper, cost = self._rounded_values(x)
         dual = self.dual_value(x)
         return Certificate(
             "marginal error",
-            self.residual(self.condition(x)),
+            self.residual(condition),
             tol=tol,
             proof=True,
             statement=(
