@@ -156,13 +156,6 @@ class RestartsFromNoise(GradientDescent):
         return State(moved, problem.condition(moved))
 
 
-class Blind(GradientDescent):
-    """Takes a condition that is NaN for one that is met."""
-
-    def init(self, problem, start):
-        return State(jnp.nan_to_num(start), jnp.nan_to_num(problem.condition(start)))
-
-
 class Thrifty(GradientDescent):
     """Does not report what it evaluates."""
 
@@ -251,13 +244,10 @@ MUTATIONS = [
     (SOLVER, "dtype_follows_input", {"factory": lambda: Doubling(0.5)}),
     (SOLVER, "pytrees", broken_solver(flat_only)),
     (SOLVER, "vmap_equals_loop", broken_solver(lanes_mix)),
-    (SOLVER, "bad_values_say_so", {"factory": lambda: Blind(0.5)}),
     (SOLVER, "inputs_and_settings_untouched", broken_solver(flips_a_setting)),
     (SOLVER, "solves_and_status_is_true", broken_solver(lies)),
     (SOLVER, "stops_at_once_at_solution", {"factory": lambda: RestartsFromNoise(0.5)}),
     (SOLVER, "cut_off_says_so", {"factory": lambda: Thrifty(0.5)}),
-    (SOLVER, "failing_says_so", {**broken_solver(lies), "unsolvable": Smooth(
-        lambda x, c: jnp.sum(x), jnp.ones(2))}),
     (SOLVER, "derivative_matches_differences", STUCK),
     (SOLVER, "forward_matches_reverse", STUCK),
     (SOLVER, "bounds_hold", broken_solver(forgets_bounds)),

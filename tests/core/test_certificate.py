@@ -31,8 +31,8 @@ def test_met_only_within_tolerance_and_never_by_nan(value, tol, met):
 
 
 def test_printed_forms():
-    assert str(make(1e-9, 1e-6)) == ("gap 1e-09, met at 1e-06 (proof): gap <= value")
-    assert "not met at" in str(make(1.0, 1e-6))
+    assert str(make(1e-9, 1e-6)) == ("gap 1e-09, met (proof): gap <= value")
+    assert "not met (proof)" in str(make(1.0, 1e-6))
     assert str(make(2.0, proof=False)) == "gap 2 (estimate): gap <= value"
     lanes = jax.vmap(lambda v: make(v, 1.0))(jnp.asarray([0.5, 2.0, 3.0]))
     assert "0.5 .. 3 over 3 lanes, met in 1 of 3 lanes" in str(lanes)

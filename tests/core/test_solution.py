@@ -28,7 +28,7 @@ def test_printed_form_says_status_numbers_and_certificate():
     assert text == repr(run(GOOD))
     assert "Solution: converged" in text
     assert "steps        21" in text and "evaluations  22" in text
-    assert "met at 1e-06 (proof)" in text
+    assert "met (proof)" in text and "tol 1e-06" in text
 
 
 def test_printed_form_of_failures_says_what_to_do():

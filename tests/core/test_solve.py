@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -346,7 +347,9 @@ def test_trap_condition_is_evaluated_once_a_step(kind):
         end = solve(Counted(jnp.ones(2)), solver, jnp.zeros(2), tol=tol, max_steps=200)
         jax.effects_barrier()
         assert end.status == status
-        assert len(calls) == int(end.steps) + 1 == int(end.evaluations)
+        # One at the start, one a step; and one of the returned point, for its
+        # certificate, which is not the solver's.
+        assert len(calls) == int(end.steps) + 2 == int(end.evaluations) + 1
 
 
 def test_trap_trace_is_recorded_without_host_calls():
@@ -595,9 +598,11 @@ def test_solver_settings_and_start_have_zero_implicit_derivative():
 
 def test_new_values_do_not_compile_again():
     traces = []
+    # A bound method: a captured list may change, and its loop is never reused.
+    note = traces.append
 
     def objective(x, c):
-        traces.append(1)
+        note(1)
         return jnp.sum((x - c) ** 2)
 
     def run(c, start=0.0, tol=1e-6, evaluations=None, stepsize=0.4):
@@ -622,9 +627,11 @@ def test_new_values_do_not_compile_again():
 
 def test_python_numbers_in_solvers_and_problems_do_not_compile_again():
     traces = []
+    # A bound method: a captured list may change, and its loop is never reused.
+    note = traces.append
 
     def objective(x, c):
-        traces.append(1)
+        note(1)
         return jnp.sum((x - c) ** 2)
 
     def run(c, stepsize):
@@ -744,3 +751,105 @@ def test_a_condition_of_another_size_is_refused():
     problem = Root(lambda x: x[:1])
     with pytest.raises(ValueError, match=r"as many entries as the start.*1 for 2"):
         solve(problem, GradientDescent(0.5), jnp.zeros(2))
+
+
+# --- what the loop does not take on trust --------------------------------------------
+
+
+class Liar(GradientDescent):
+    """Reports a condition that is met."""
+
+    def init(self, problem, start):
+        return State(start, jnp.zeros_like(start))
+
+
+class Late(GradientDescent):
+    """Reports the condition of the iterate before."""
+
+    def step(self, problem, state):
+        return State(state.x - 0.4 * state.condition, problem.condition(state.x))
+
+
+@pytest.mark.parametrize("solver", [Liar(0.4), Late(0.4)])
+def test_certificate_is_of_the_returned_point_whatever_the_solver_says(solver):
+    problem = Smooth(lambda x: jnp.sum(jnp.cosh(x - 3.0)))
+    end = solve(problem, solver, jnp.zeros(2), tol=1e-3, max_steps=3)
+    assert_close(end.residual, jnp.linalg.norm(problem.condition(end.x)), 1e-12)
+    assert end.status != Status.CONVERGED
+    assert not end.certificate.met
+
+
+def test_nan_iterate_is_not_converged_though_its_gradient_is_zero():
+    problem = Smooth(lambda x: jnp.sum(jax.nn.relu(x - 1.0)))
+    end = solve(problem, GradientDescent(0.1), jnp.full(2, jnp.nan))
+    assert end.status == Status.DIVERGED
+    assert not end.certificate.met
+
+
+def test_counter_that_would_never_count_is_refused():
+    class Counts(GradientDescent):
+        def init(self, problem, start):
+            return State(start, problem.condition(start), memory=0)
+
+        def step(self, problem, state):
+            new = super().step(problem, state)
+            return State(new.x, new.condition, memory=state.memory + 1)
+
+    with pytest.raises(TypeError, match=r"Begin with arrays, for instance jnp.array"):
+        solve(Smooth(jnp.sum), Counts(0.1), jnp.zeros(2))
+
+
+def test_healthy_slow_run_in_float32_is_not_stalled():
+    def rosenbrock(x):
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+    start = jnp.asarray([-1.2, 1.0], jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        end = solve(Smooth(rosenbrock), optax.adam(3e-4), start, max_steps=8000)
+    assert end.status == Status.STEP_LIMIT
+    assert rosenbrock(end.x) < 3.0  # from 24.2, along the valley
+
+
+# --- callables whose captured values change ------------------------------------------
+
+
+class Model:
+    def loss(self, x):
+        return (x - self.target) ** 2
+
+
+MODEL, BOX, TARGET = Model(), {"target": 0.0}, 0.0
+
+
+def loss_of_box(x):
+    return (x - BOX["target"]) ** 2
+
+
+def loss_of_global(x):
+    return (x - TARGET) ** 2
+
+
+def fit_model(target):
+    MODEL.target = target
+    return solve(Smooth(MODEL.loss), GradientDescent(0.3), jnp.zeros(()), tol=1e-9).x
+
+
+def fit_box(target):
+    BOX["target"] = target
+    return solve(Smooth(loss_of_box), GradientDescent(0.3), jnp.zeros(()), tol=1e-9).x
+
+
+def fit_global(target):
+    global TARGET
+    TARGET = target
+    problem = Smooth(loss_of_global)
+    return solve(problem, GradientDescent(0.3), jnp.zeros(()), tol=1e-9).x
+
+
+@pytest.mark.parametrize("fit", [fit_model, fit_box, fit_global])
+def test_trap_captured_value_that_changes_is_not_stale(fit):
+    for target in (1.0, 5.0, 1.0):
+        assert_close(fit(target), jnp.asarray(target), 1e-8)
+    assert_close(jax.grad(fit)(2.0), jnp.asarray(1.0), 1e-8)
+    lanes = jnp.asarray([0.0, 1.0])
+    assert_close(jax.vmap(fit)(lanes), lanes, 1e-8)

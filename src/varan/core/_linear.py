@@ -82,7 +82,8 @@ def solve_jacobian(
     if unique:
         probed = is_singular if dense else _fails_probe
         wrong = wrong | probed(operator, solver, state)
-    if dense and symmetric:
+    if dense and definite:
+        # Cholesky reads one triangle only: the promise must hold.
         skew = jnp.linalg.norm(operator.matrix - operator.matrix.T)
         wrong = wrong | ~(skew <= _root_eps(point) * jnp.linalg.norm(operator.matrix))
 

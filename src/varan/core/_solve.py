@@ -140,11 +140,13 @@ def _solve(
         x, status, steps, evaluations, trace = frozen(stop_gradient(start))
     # The certificate is of x, whoever found it: the condition is evaluated once more,
     # and a solver that reported another one has not converged.
-    condition = problem.condition(x)
-    residual = problem.residual(condition)
-    wrong = (status == Status.CONVERGED) & ~(
-        (residual <= tol) & jnp.isfinite(tree_square(x))
+    # NaN in x may leave no trace in it (a maximum with zero swallows NaN).
+    fine = jnp.isfinite(tree_square(x))
+    condition = jtu.tree_map(
+        lambda c: jnp.where(fine, c, jnp.nan), problem.condition(x)
     )
+    residual = problem.residual(condition)
+    wrong = (status == Status.CONVERGED) & ~(residual <= tol)
     status = jnp.where(wrong, jnp.asarray(Status.STALLED, jnp.int32), status)
     if differentiate != "unroll":
         x = _attach(problem, x, status, differentiate)
@@ -173,8 +175,8 @@ def _iterate(problem, solver, start, tol, max_steps, max_evaluations, differenti
     status = _last_that_holds(
         (state.evaluations >= max_evaluations, Status.STEP_LIMIT),
         (state.status != Status.RUNNING, state.status),
-        (~jnp.isfinite(residual + tree_square(state.x)), Status.DIVERGED),
         (residual <= tol, Status.CONVERGED),
+        (~jnp.isfinite(residual + tree_square(state.x)), Status.DIVERGED),
     )
     carry = _Carry(
         state=state,
@@ -235,8 +237,8 @@ def _record(problem, carry, state, tol, max_steps, max_evaluations) -> _Carry:
         (limited, Status.STEP_LIMIT),
         (quiet >= _PATIENCE, Status.STALLED),
         (state.status != Status.RUNNING, state.status),
-        (~finite, Status.DIVERGED),
         (residual <= tol, Status.CONVERGED),
+        (~finite, Status.DIVERGED),
     )
 
     def write(buffer, entry):
