@@ -648,6 +648,7 @@ _MOVES = (
 _RULES: dict[str, Callable] = {
     **{name: partial(_structural, _operand(0)) for name in _MOVES.split()},
     "concatenate": partial(_structural, _every(0)),
+    "stack": partial(_structural, _every(0)),
     "pad": partial(_structural, _every(0)),
     "select_n": partial(_structural, _every(1)),
     "convert_element_type": _convert,

@@ -194,7 +194,7 @@ def jacobian_bounds(
         >>> import jax, jax.numpy as jnp
         >>> from varan.lipschitz import Box, jacobian_bounds
         >>> found = jacobian_bounds(lambda x: jnp.tanh(x), Box.linf(jnp.zeros(2), 0.5))
-        >>> [round(float(v), 3) for v in found.lower[0]]
+        >>> [round(float(v), 3) + 0.0 for v in found.lower[0]]
         [0.786, 0.0]
 
     Source:
