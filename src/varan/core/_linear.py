@@ -151,16 +151,16 @@ def _nonzero(scales):
 
 
 def _guarded(operator, solver, state, wrong, check_gap, vector):
-    # Of norm one, since Krylov methods give up on very small right-hand sides; and
+    # Of size one, since Krylov methods give up on very small right-hand sides; and
     # zero for zero, so that a lane masked out of a loss stays out of its gradient.
-    norm = jnp.linalg.norm(vector)
-    scaled = vector / _nonzero(norm)
+    largest = jnp.max(jnp.abs(vector))
+    scaled = vector / _nonzero(largest)
     answer = lx.linear_solve(operator, scaled, solver, state=state, throw=False)
     if check_gap:
         gap = jnp.linalg.norm(operator.mv(answer.value) - scaled)
-        wrong = wrong | ~(gap <= _root_eps(vector))
-    value = jnp.where(wrong, jnp.nan, norm * answer.value)
-    return jnp.where(norm == 0, jnp.zeros_like(value), value)
+        wrong = wrong | ~(gap <= _root_eps(vector) * jnp.linalg.norm(scaled))
+    value = jnp.where(wrong, jnp.nan, largest * answer.value)
+    return jnp.where(largest == 0, jnp.zeros_like(value), value)
 
 
 def _root_eps(array) -> float:

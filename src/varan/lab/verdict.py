@@ -198,6 +198,8 @@ def bootstrap_interval(
     resamples = rng.choice(data, size=(_RESAMPLES, data.size))
     with np.errstate(invalid="ignore"):
         statistics = _STATISTICS[statistic](resamples, axis=1)
+    # A sum's rounding may carry a mean past the largest measurement.
+    statistics = np.clip(statistics, np.min(data), np.max(data))
     # A resample with infinities of both signs has no mean: it counts at both ends.
     low = np.where(np.isnan(statistics), -np.inf, statistics)
     high = np.where(np.isnan(statistics), np.inf, statistics)
