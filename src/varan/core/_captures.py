@@ -97,8 +97,9 @@ def _key(value, seen) -> Hashable:
     if isinstance(value, eqx.Module):
         leaves = tuple(_key(leaf, seen) for leaf in jtu.tree_leaves(value))
         return _module_key(value, seen), leaves
-    if callable(value) and hasattr(value, "__wrapped__"):
-        return _Same(value), _key(value.__wrapped__, seen)
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None:
+        return _Same(value), _key(wrapped, seen)
     if _trusted(type(value)):
         return _Same(value)
     return object()

@@ -18,6 +18,7 @@ the healthy lanes with the failing one; so the rule here is that of
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def solve_jacobian(
             jax.lax.stop_gradient(matrix), _marks(symmetric, definite)
         )
         solver = dense_solver(definite, unique)
-        product = matrix.__matmul__
+        product = partial(jnp.matmul, matrix)
     else:
         _, product = jax.linearize(function, point)
         frozen = jax.lax.stop_gradient(point)
@@ -79,25 +80,30 @@ def solve_jacobian(
         solver = linear_solver or _krylov_solver(definite, unique, point)
     state = stop_gradient(solver.init(operator, options={}))
     wrong = ~jnp.asarray(reliable)
-    if unique:
-        probed = is_singular if dense else _fails_probe
-        wrong = wrong | probed(operator, solver, state)
+    if unique and dense:
+        wrong = wrong | is_singular(operator, solver, state)
+    elif unique and linear_solver is None:
+        wrong = wrong | _fails_probe(operator, solver, state)
     if dense and definite:
         # Cholesky reads one triangle only: the promise must hold.
-        skew = jnp.linalg.norm(operator.matrix - operator.matrix.T)
-        wrong = wrong | ~(skew <= _root_eps(point) * jnp.linalg.norm(operator.matrix))
+        matrix = operator.as_matrix()
+        skew = jnp.linalg.norm(matrix - matrix.T)
+        wrong = wrong | ~(skew <= _root_eps(point) * jnp.linalg.norm(matrix))
 
-    def answer(operator, state, guard, b):
-        return _guarded(operator, solver, state, wrong, guard, b)
+    def answer(operator, state, check_gap, b):
+        return _guarded(operator, solver, state, wrong, check_gap, b)
 
     # What a non-unique problem's right-hand side may be is its own promise in forward
-    # mode; in reverse mode it is whatever the loss depends on.
+    # mode; in reverse mode it is whatever the loss depends on. A solver that was chosen
+    # by the caller is held to its own tolerance.
+    iterates = not dense and linear_solver is None
+
     def forward(_, b):
-        return answer(operator, state, unique and not dense, b)
+        return answer(operator, state, unique and iterates, b)
 
     def backward(_, b):
         transposed, _ = solver.transpose(state, {})
-        return answer(operator.T, transposed, not (unique and dense), b)
+        return answer(operator.T, transposed, not unique or iterates, b)
 
     return jax.lax.custom_linear_solve(
         product, vector, forward, backward, symmetric=False
@@ -156,7 +162,9 @@ def _guarded(operator, solver, state, wrong, check_gap, vector):
     largest = jnp.max(jnp.abs(vector))
     scaled = vector / _nonzero(largest)
     answer = lx.linear_solve(operator, scaled, solver, state=state, throw=False)
-    if check_gap:
+    if not check_gap:
+        wrong = wrong | (answer.result == lx.RESULTS.max_steps_reached)
+    else:
         gap = jnp.linalg.norm(operator.mv(answer.value) - scaled)
         wrong = wrong | ~(gap <= _root_eps(vector) * jnp.linalg.norm(scaled))
     value = jnp.where(wrong, jnp.nan, largest * answer.value)
