@@ -149,7 +149,7 @@ print(time.process_time() - begin)
             code = program.format(folder=folder, instance=instance, name=name)
             seconds = [
                 float(subprocess.check_output([sys.executable, "-c", code]))
-                for _ in range(5)
+                for _ in range(3)
             ]
             print(f"{instance}  {name:16s} {np.median(seconds):.2f} s CPU, cold")
 

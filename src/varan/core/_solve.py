@@ -68,6 +68,7 @@ def solve(
         `INFEASIBLE`.
 
     Raises:
+        NotImplementedError: Inside `jax.shard_map` with `check_vma=True`.
         TypeError: If `problem` or `solver` is of no known kind, or `start` is not
             floating.
         ValueError: If `start` is empty, a limit or `tol` is not positive, or the
@@ -83,6 +84,7 @@ def solve(
         (Array([1., 1.], dtype=float32), Array([-0.5, -0.5], dtype=float32))
     """
     _check_arguments(problem, max_steps, max_evaluations, differentiate)
+    _check_shards(problem)
     start = _as_start(start)
     dtype = jnp.result_type(*jtu.tree_leaves(start))
     if tol is None:
@@ -339,6 +341,21 @@ def _as_start(start):
                 "Convert it, for instance with jnp.asarray(start, float)."
             )
     return jtu.tree_unflatten(structure, leaves)
+
+
+def _check_shards(problem):
+    """Refuses typed manual axes: there a gradient is summed over shards unasked.
+
+    Each shard would solve the sum of all shards' problems and call it converged.
+    """
+    for leaf in filter(eqx.is_array, jtu.tree_leaves(problem)):
+        kind = getattr(jax.typeof(leaf), "manual_axis_type", None)
+        if kind is not None and kind.varying:
+            raise NotImplementedError(
+                "solve: inside jax.shard_map the shards' problems would be mixed "
+                f"(got a problem that varies over {sorted(kind.varying)}). Pass "
+                "check_vma=False to jax.shard_map."
+            )
 
 
 def _check_arguments(problem, max_steps, max_evaluations, differentiate):
