@@ -50,7 +50,10 @@ def test_a_move_minimises_its_objective(geometry, stepsize):
     # SLSQP differentiates numerically: about the square root of eps in the point.
     np.testing.assert_allclose(moved, reference.x, atol=1e-5)
     assert bool(geometry.contains(moved))
-    assert objective(moved) <= reference.fun + 1e-10
+    # It may also end outside the set by its tolerance, and below the minimum by as
+    # much: what is compared with is its answer drawn back to a point well inside.
+    drawn = INSIDE + (1 - 1e-6) * (jnp.asarray(reference.x) - INSIDE)
+    assert objective(moved) <= objective(drawn) + 1e-12
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: type(g).__name__)
