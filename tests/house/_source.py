@@ -18,6 +18,7 @@ _NO_TOPICS = {
     "train",
     "metrics",
     "claims",
+    "cli",
     "lab",
     "testing",
 }

@@ -98,6 +98,8 @@ class Row:
         peers: Packages that have the method or its task.
         differences: What the laptop version keeps and gives up against the paper.
         exclusive: Whether it measures time, and so runs with nothing beside it.
+        certificate: What the method's answers are certified by, in one sentence.
+        race: The settings of its race against peers; `None` where there is none.
         scales: The scales by name.
         checks: The checks.
     """
@@ -120,6 +122,8 @@ class Row:
     peers: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
     exclusive: bool = False
+    certificate: str | None = None
+    race: Mapping[str, Any] | None = None
     scales: Mapping[str, Scale] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
 
@@ -363,6 +367,8 @@ _ROW_FIELDS = {
     "peers": _list_of(_TEXT),
     "differences": _list_of(_TEXT),
     "exclusive": _FLAG,
+    "certificate": _TEXT,
+    "race": _TABLE,
     "scales": _TABLE,
     "checks": _TABLES,
 }

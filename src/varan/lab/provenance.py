@@ -15,7 +15,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Changes to these cannot change what an experiment measures.
-_OUTSIDE = ("lab/", "cli.py", "testing/")
+_OUTSIDE = ("lab/", "cli/", "testing/")
 _RECORDED = (
     "varan",
     "jax",

@@ -1,0 +1,5 @@
+"""`python -m varan.cli`."""
+
+from . import main
+
+main()
