@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,7 @@ def draw(
     Raises:
         OSError: The folder cannot be written.
     """
-    plots: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for seed in sorted(curves_by_seed):
-        for curve in curves_by_seed[seed]:
-            plots.setdefault(curve["plot"], {}).setdefault(curve["label"], []).append(
-                curve
-            )
+    plots = by_plot(curves_by_seed)
     if not plots:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +61,74 @@ def draw(
     return files
 
 
+# A seed may give one label several curves.
+Curves = list[tuple[int, Mapping[str, Any]]]
+
+
+def by_plot(
+    curves_by_seed: Mapping[int, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, Curves]]:
+    """Groups curves, each with its seed, by their plot and then by their label.
+
+    Args:
+        curves_by_seed: Seed to its curves, as plain data of `claims.Curve`.
+
+    Returns:
+        Plots and labels in the order in which the experiment first names them.
+    """
+    plots: dict[str, dict[str, Curves]] = {}
+    for seed in sorted(curves_by_seed):
+        for curve in curves_by_seed[seed]:
+            labels = plots.setdefault(curve["plot"], {})
+            labels.setdefault(curve["label"], []).append((seed, curve))
+    return plots
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seeds measured on one grid, summarised at each of its points.
+
+    Args:
+        x: The grid.
+        median: The median over seeds.
+        low: The smallest value of any seed.
+        high: The largest.
+        seeds: How many seeds there are.
+    """
+
+    x: list[float]
+    median: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+
+
+def spread(curves: Sequence[Mapping[str, Any]]) -> Spread | None:
+    """Summarises the curves of one label; `None` when their grids differ.
+
+    Args:
+        curves: One curve a seed.
+    """
+    grids = [np.asarray(curve["x"], dtype=float) for curve in curves]
+    if not all(np.array_equal(grid, grids[0], equal_nan=True) for grid in grids):
+        return None
+    stacked = np.stack([np.asarray(curve["y"], dtype=float) for curve in curves])
+    # Between infinities of both signs there is no median.
+    with np.errstate(invalid="ignore"):
+        median = np.median(stacked, axis=0)
+    low, high = stacked.min(axis=0), stacked.max(axis=0)
+    ends = (grids[0].tolist(), median.tolist(), low.tolist(), high.tolist())
+    return Spread(*ends, len(curves))
+
+
+def stem(name: str) -> str:
+    """A plot's name as the name of a file, without its ending."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "plot"
+
+
 def _figure(
     name: str,
-    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    series: Mapping[str, Curves],
     folder: Path,
     title: str,
 ) -> list[Path]:
@@ -75,7 +136,7 @@ def _figure(
     import matplotlib
     from matplotlib.figure import Figure
 
-    first = next(iter(series.values()))[0]
+    _, first = next(iter(series.values()))[0]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -83,15 +144,14 @@ def _figure(
         axes.set_xscale("log" if first["log_x"] else "linear")
         axes.set_yscale("log" if first["log_y"] else "linear")
         for place, (label, curves) in enumerate(series.items()):
-            _series(axes, label, curves, place)
+            _series(axes, label, [curve for _, curve in curves], place)
         axes.set(xlabel=first["x_label"], ylabel=first["y_label"])
         axes.set_title(f"{title}: {name}", fontsize="medium", loc="left", wrap=True)
         if len(series) > _LEGEND_INSIDE:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         else:
             axes.legend()
-        stem = folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "plot")
-        svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
+        svg, png = (folder / f"{stem(name)}.{kind}" for kind in ("svg", "png"))
         # Without dates and versions the same numbers give the same files.
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
         figure.savefig(png, dpi=160, metadata={"Software": None})
@@ -110,19 +170,17 @@ def _series(axes: Any, label: str, curves: Sequence[Mapping[str, Any]], place: i
             "markersize": 4,
             "alpha": 0.8,
         }
-    grids = [np.asarray(curve["x"], dtype=float) for curve in curves]
-    values = [np.asarray(curve["y"], dtype=float) for curve in curves]
-    shared = all(np.array_equal(grid, grids[0]) for grid in grids)
-    if shared and not curves[0]["marker"]:
-        stacked = np.stack(values)
-        axes.plot(grids[0], np.median(stacked, axis=0), label=label, **style)
-        if len(curves) > 1:
-            low, high = stacked.min(axis=0), stacked.max(axis=0)
+    shared = None if curves[0]["marker"] else spread(curves)
+    if shared:
+        axes.plot(shared.x, shared.median, label=label, **style)
+        if shared.seeds > 1:
             axes.fill_between(
-                grids[0], low, high, color=colour, alpha=0.18, linewidth=0
+                shared.x, shared.low, shared.high, color=colour, alpha=0.18, linewidth=0
             )
         return
     width = 1.5 if len(curves) == 1 else 0.9
-    for number, (grid, value) in enumerate(zip(grids, values, strict=True)):
+    for number, curve in enumerate(curves):
+        grid = np.asarray(curve["x"], dtype=float)
+        value = np.asarray(curve["y"], dtype=float)
         name = label if number == 0 else None
         axes.plot(grid, value, label=name, linewidth=width, **style)
