@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .verdict import bootstrap_interval
+from .verdict import confidence_interval
 
 # Rounds run in an order that is shuffled, but the same in each repetition of a race.
 _ORDER_SEED = 0
@@ -45,12 +45,12 @@ class RaceResult:
     def ratio(self, name: str) -> tuple[float, float, float]:
         """How many times faster than the reference: median, and a 95 % interval.
 
-        The ratio reference/contestant is formed within each round; the interval is a
-        bootstrap over rounds. Above 1 the contestant is faster than the reference.
+        The ratio reference/contestant is formed within each round; the interval is one
+        over rounds. Above 1 the contestant is faster than the reference.
         """
         pairs = zip(self.wall[self.reference], self.wall[name], strict=True)
         ratios = [ours / theirs for ours, theirs in pairs]
-        low, high = bootstrap_interval(ratios, "median")
+        low, high = confidence_interval(ratios, "median")
         return _median(ratios), low, high
 
     def to_dict(self) -> dict[str, Any]:

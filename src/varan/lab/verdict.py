@@ -1,10 +1,11 @@
 """Verdicts: whether a declared check held, over seeds, with its uncertainty.
 
-A check names a quantity, a statistic over seeds and a threshold. For `mean` and
-`median` the interval is a 95 % bootstrap over seeds; for `worst` it is the range of the
-measurements, because the check speaks of every seed. *Held* means that the whole
-interval satisfies the relation, *not held* that none of it does, *inconclusive* that
-the threshold lies inside.
+A check names a quantity, a statistic over seeds and a threshold. *Held* means that the
+whole 95 % interval of the statistic satisfies the relation, *not held* that none of it
+does, *inconclusive* that the threshold lies inside. For `worst` the interval is the
+range of the measurements, because the check speaks of every seed. `confidence_interval`
+has the intervals of `mean` and `median`, made for the few seeds that a row has, and the
+rates at which they were found to err.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
+from scipy.special import bdtr, stdtrit
 
 from .catalogue import Check, Row
 
 Outcome = Literal["held", "not held", "inconclusive"]
 
 LEVEL = 0.95
-_RESAMPLES = 9999
+_TAIL = (1 - LEVEL) / 2
 # The interval is a function of the measurements alone: the same store always gives the
 # same verdict.
 _BOOTSTRAP_SEED = 0
-_STATISTICS = {"mean": np.mean, "median": np.median}
+_RESAMPLES = 9998
+# Up to here all resamples are enumerated (5**5 of them).
+_ENUMERATED = 5
+# From here on the range covers a median in about 95 of 100 cases (93.75 at least).
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -162,52 +170,141 @@ def judge_check(
         # Every seed must satisfy it: one that does not refutes it.
         outcome: Outcome = "held" if _satisfies(check, value, threshold) else "not held"
     else:
-        value = float(_STATISTICS[check.statistic](measured))
+        value = _centre(np.asarray(measured), check.statistic)
         interval = None
         ends = (value, value)
         if len(measured) > 1:
-            interval = ends = bootstrap_interval(measured, check.statistic)
+            interval = ends = confidence_interval(measured, check.statistic)
         outcome = _side(check, ends, threshold)
     return CheckVerdict(check, threshold, value, interval, outcome, measured)
 
 
-def bootstrap_interval(
+def confidence_interval(
     values: Sequence[float], statistic: Literal["mean", "median"]
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a statistic, by percentiles.
+    """The 95 % interval of a mean or a median over few independent measurements.
 
-    Percentiles of order statistics, rounded outwards, stay right when a measurement is
-    infinite (a baseline that diverged); bias-corrected intervals do not.
+    **Mean**: the percentile bootstrap, scaled. Resampling n values spreads their mean
+    by the standard deviation without its factor sqrt(n / (n - 1)), and percentiles
+    stand for normal quantiles where Student's are due: the plain interval covers the
+    mean of five normal values in 84 cases of 100. Its two distances from the mean are
+    therefore multiplied by sqrt(n / (n - 1)) t / z, with the 97.5 % quantiles t of
+    Student (n - 1 degrees of freedom) and z of the normal distribution. From ten values
+    on this is the expanded percentile interval of Hesterberg (2015); with fewer, that
+    one cannot reach beyond the range of the measurements, as an interval must.
+
+    **Median**: the innermost pair of order statistics that, whatever the distribution,
+    leaves the median on each side of it with probability 2.5 % at most. For five values
+    this is their range, the most that they say: 3.1 %. For fewer the range is scaled
+    about the median like the interval of the mean.
+
+    How often the whole interval lay (above, below) the truth, in per cent of 100000
+    samples; it is how often a claim ">=" or "<=" that is just false would be called
+    held:
+
+    ==================  ==========  ==========  ==========  ==========
+    measurements        n = 3       n = 5       n = 10      n = 20
+    ==================  ==========  ==========  ==========  ==========
+    mean, normal        2.6, 2.7    2.8, 2.7    2.4, 2.5    2.6, 2.6
+    mean, Student 3     2.0, 2.0    2.2, 2.2    2.4, 2.5    2.8, 2.7
+    mean, lognormal     0.3, 15.0   0.1, 16.8   0.2, 14.3   0.4, 12.1
+    median, normal      4.0, 4.1    3.2, 3.1    1.0, 1.1    2.1, 2.2
+    median, Student 3   3.9, 3.8    3.1, 3.2    1.0, 1.1    2.1, 2.0
+    median, lognormal   3.2, 5.2    3.2, 3.1    1.0, 1.1    2.1, 2.2
+    ==================  ==========  ==========  ==========  ==========
+
+    No interval of a mean is right for every distribution: few skewed values are often
+    without one from the long tail (of five lognormal values none exceeds the mean in 16
+    samples of 100), and then the mean lies beyond all they show. A check on what is
+    skewed should name the median.
+
+    An infinite measurement counts as one that grows without bound: it leaves the mean
+    unknown, and an order statistic as it is.
 
     Args:
-        values: At least one measurement.
+        values: At least two measurements, their order without meaning.
         statistic: The statistic.
 
     Returns:
         The lower and the upper end; both equal the value when all measurements agree.
 
     Example:
-        >>> from varan.lab.verdict import bootstrap_interval
-        >>> bootstrap_interval([2.0, 2.0, 2.0], "mean")
-        (2.0, 2.0)
+        >>> from varan.lab.verdict import confidence_interval
+        >>> confidence_interval([3.0, 1.0, 5.0, 2.0, 4.0], "median")
+        (1.0, 5.0)
+
+    Source:
+        Tim Hesterberg, *What Teachers Should Know About the Bootstrap*, The American
+        Statistician 69 (2015), arXiv 1411.5279.
     """
-    data = np.asarray(values, dtype=float)
-    if np.all(data == data[0]):
+    data = np.sort(np.asarray(values, dtype=float))
+    if data[0] == data[-1]:
         return float(data[0]), float(data[0])
-    rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    resamples = rng.choice(data, size=(_RESAMPLES, data.size))
+    size = len(data)
+    centre = _centre(data, statistic)
+    if math.isnan(centre):  # infinities of both signs
+        return -math.inf, math.inf
+    if statistic == "median":
+        rank = _rank(size)
+        ends = float(data[rank]), float(data[-1 - rank])
+        if size >= _FEW:
+            return ends
+    elif math.isinf(centre):
+        return -math.inf, math.inf
+    else:
+        ends = _percentiles(data - centre)
+        ends = centre + ends[0], centre + ends[1]
+    return (_stretched(centre, ends[0], size), _stretched(centre, ends[1], size))
+
+
+def _centre(data: np.ndarray, statistic: Literal["mean", "median"]) -> float:
     with np.errstate(invalid="ignore"):
-        statistics = _STATISTICS[statistic](resamples, axis=1)
+        value = float(np.mean(data) if statistic == "mean" else np.median(data))
     # A sum's rounding may carry a mean past the largest measurement.
-    statistics = np.clip(statistics, np.min(data), np.max(data))
-    # A resample with infinities of both signs has no mean: it counts at both ends.
-    low = np.where(np.isnan(statistics), -np.inf, statistics)
-    high = np.where(np.isnan(statistics), np.inf, statistics)
-    tail = (1 - LEVEL) / 2
-    return (
-        float(np.quantile(low, tail, method="lower")),
-        float(np.quantile(high, 1 - tail, method="higher")),
-    )
+    return value if math.isnan(value) else min(max(value, np.min(data)), np.max(data))
+
+
+def _percentiles(deviations: np.ndarray) -> tuple[float, float]:
+    """The bootstrap distribution's 2.5 % and 97.5 % points, rounded outwards."""
+    means = np.sort(_weights(len(deviations)) @ deviations)
+    place = math.floor(_TAIL * (len(means) - 1))
+    return float(means[place]), float(means[-1 - place])
+
+
+@cache
+def _weights(size: int) -> np.ndarray:
+    """The share of each measurement in each resample.
+
+    Half of what is drawn mirrors the other half, so that mirrored measurements have the
+    mirrored interval.
+    """
+    if size <= _ENUMERATED:
+        drawn = np.indices((size,) * size).reshape(size, -1).T
+    else:
+        rng = np.random.default_rng(_BOOTSTRAP_SEED)
+        half = rng.integers(size, size=(_RESAMPLES // 2, size))
+        drawn = np.concatenate([half, size - 1 - half])
+    return np.stack([np.mean(drawn == place, axis=1) for place in range(size)], axis=1)
+
+
+def _rank(size: int) -> int:
+    """How many measurements lie below the lower end of a median's interval."""
+    rank = 0
+    while bdtr(rank + 1, size, 0.5) <= _TAIL:
+        rank += 1
+    return rank
+
+
+def _stretched(centre: float, end: float, size: int) -> float:
+    """An end of an interval, moved away from its centre as few measurements ask."""
+    if end == centre:
+        return end
+    distance = end - centre
+    if math.isinf(distance):
+        return math.copysign(math.inf, distance)
+    student = float(stdtrit(size - 1, 1 - _TAIL))
+    normal = NormalDist().inv_cdf(1 - _TAIL)
+    return centre + distance * student / normal * math.sqrt(size / (size - 1))
 
 
 def _worst(
