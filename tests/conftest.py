@@ -1,7 +1,14 @@
 """Strict mode: errors that would be small wrong numbers show as errors."""
 
+import sys
+from pathlib import Path
+
 import jax
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _services import postgres  # noqa: F401 (a fixture)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

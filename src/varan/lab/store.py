@@ -1,169 +1,99 @@
-"""The store: every measurement ever taken, appended to one SQLite file.
+"""The store: every measurement and race ever taken, in SQLite or PostgreSQL.
 
-Nothing is ever overwritten: a row measured again gives further entries, and the newest
-one counts. The file is in write-ahead mode, so that several processes may share it.
+Nothing is ever overwritten: a row measured again gives further records, and the newest
+one counts. Several processes may write at once: the SQLite file is in write-ahead mode.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from . import provenance
+from . import _schema, provenance
+from ._database import FILE, StoreError, database, write_ahead
+from ._migrations import SCHEMA, NewerSchemaError, migrate
+from ._records import (
+    RaceRecord,
+    Record,
+    RunSummary,
+    new_run_id,
+    present_fingerprint,
+)
+from ._schema import MEASUREMENTS, RACES
 from .catalogue import Row
 
-SCHEMA = 1
-FILE = "results.sqlite"
-# Seconds to wait for another process that is writing.
-_BUSY_S = 30
+__all__ = [
+    "FILE",
+    "SCHEMA",
+    "RaceRecord",
+    "Record",
+    "RunSummary",
+    "Store",
+    "StoreError",
+    "new_run_id",
+]
 
-_TABLES = sa.MetaData()
-_ABOUT = sa.Table("varan_store", _TABLES, sa.Column("schema", sa.Integer))
-_MEASUREMENTS = sa.Table(
-    "measurement",
-    _TABLES,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("row", sa.String, nullable=False),
-    sa.Column("scale", sa.String, nullable=False),
-    sa.Column("seed", sa.Integer, nullable=False),
-    sa.Column("outcome", sa.String, nullable=False),
-    sa.Column("taken", sa.String, nullable=False),
-    sa.Column("fingerprint", sa.String),
-    sa.Column("wall_s", sa.Float),
-    sa.Column("cpu_s", sa.Float),
-    sa.Column("peak_memory_mib", sa.Float),
-    sa.Column("message", sa.Text),
-    sa.Column("detail", sa.Text),
-    # Structured fields are JSON text: read whole, never searched.
-    sa.Column("settings", sa.Text, nullable=False),
-    sa.Column("numbers", sa.Text, nullable=False),
-    sa.Column("curves", sa.Text, nullable=False),
-    sa.Column("notes", sa.Text, nullable=False),
-    sa.Column("sources", sa.Text, nullable=False),
-    sa.Column("environment", sa.Text, nullable=False),
-    sa.Index("measurement_of", "row", "scale", "seed"),
-)
-_JSON = ("settings", "numbers", "curves", "notes", "sources", "environment")
-
-
-class StoreError(RuntimeError):
-    """A store that cannot be opened, read or written; one sentence and what to do."""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One seed of one row at one scale: measured, or failed with its message.
-
-    Args:
-        row: The row's id.
-        scale: The scale.
-        seed: The seed.
-        outcome: `"measured"` or `"failed"`.
-        settings: The scale's settings.
-        environment: Versions, machine and commit.
-        fingerprint: What the numbers depend on, hashed; see `provenance.fingerprint`.
-        sources: The files of varan that were loaded.
-        numbers: The named numbers.
-        curves: The curves, as plain data.
-        notes: What a reader must know.
-        message: Why it failed, in a sentence.
-        detail: The traceback or the end of the standard error, if it failed.
-        wall_s: Wall-clock seconds.
-        cpu_s: Seconds of processor time.
-        peak_memory_mib: The process's largest memory so far.
-        taken: When it was stored (UTC).
-    """
-
-    row: str
-    scale: str
-    seed: int
-    outcome: Literal["measured", "failed"]
-    settings: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    fingerprint: str | None = None
-    sources: list[str] = field(default_factory=list)
-    numbers: dict[str, float] = field(default_factory=dict)
-    curves: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    message: str | None = None
-    detail: str | None = None
-    wall_s: float | None = None
-    cpu_s: float | None = None
-    peak_memory_mib: float | None = None
-    taken: str = field(default_factory=_now)
-
-    def is_current(self, row: Row, scale: str) -> bool:
-        """Whether the row, measured now, would run the same code and settings."""
-        hashes = {file: provenance.hash_source(file) for file in self.sources}
-        settings = row.scales[scale].settings
-        return self.fingerprint == provenance.fingerprint(
-            row.id, scale, row.precision, settings, hashes
-        )
+_M = MEASUREMENTS.c
+_MEASURED = _M.outcome == "measured"
 
 
 class Store:
     """An open store; a context manager.
 
     Args:
-        folder: The folder of the file; made when absent.
+        location: A folder, whose file is made when absent, or a `postgresql://` URL.
+
+    Attributes:
+        location: The file, or the URL without its password; fit for printing.
+        path: The SQLite file; `None` where the store is no file.
 
     Raises:
-        StoreError: The folder or file cannot be used.
+        StoreError: The folder, file or database cannot be used.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / FILE
+    def __init__(self, location: Path | str):
+        self._database = database(location)
+        self._engine = self._database.engine
+        self.location = self._database.location
+        self.path = self._database.path
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+            with self._guarded("opened"), self._engine.connect() as connection:
+                if self.path:
+                    write_ahead(connection)
+                migrate(connection)
+        except NewerSchemaError as error:
+            self._engine.dispose()
             raise StoreError(
-                f"The folder {folder} cannot be made ({error.strerror}). "
-                "Choose another one with --out."
+                f"The store {self.location} was written by a newer varan (schema "
+                f"{error.args[0]}, this one knows {SCHEMA}). Update varan, or choose "
+                "another store with --store."
             ) from None
-        self._engine = sa.create_engine(
-            f"sqlite:///{self.path}", connect_args={"timeout": _BUSY_S}
-        )
-        with self._guarded("opened"), self._engine.begin() as connection:
-            _write_ahead(connection)
-            # Locked before it looks: two runs may make the file at the same moment.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            self._prepare(connection)
-
-    def _prepare(self, connection: sa.Connection) -> None:
-        _TABLES.create_all(connection)
-        schema = connection.scalar(sa.select(_ABOUT.c.schema))
-        if schema is None:
-            connection.execute(_ABOUT.insert().values(schema=SCHEMA))
-        elif schema > SCHEMA:
-            raise StoreError(
-                f"The store {self.path} was written by a newer varan (schema {schema}, "
-                f"this one knows {SCHEMA}). Update varan, or choose another folder "
-                "with --out."
-            )
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     @contextmanager
-    def _guarded(self, action: str):
+    def _guarded(self, action: str) -> Iterator[None]:
         try:
             yield
-        except DatabaseError as error:
-            reason = str(error.orig).rstrip(".")
-            raise StoreError(
-                f"The store {self.path} cannot be {action} ({reason}). Free or repair "
-                "it, or choose another folder with --out."
-            ) from None
+        except DBAPIError as error:
+            reason = self._database.reason(error.orig or error)
+        except ValueError as error:
+            reason = f"a damaged record: {self._database.reason(error)}"
+        else:
+            return
+        raise StoreError(
+            f"The store {self.location} cannot be {action} ({reason}). Free or repair "
+            "it, or choose another one with --store."
+        ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -177,27 +107,28 @@ class Store:
         Args:
             record: What was measured, or how it failed.
         """
-        values = dict(vars(record))
-        values.update({name: json.dumps(values[name], default=str) for name in _JSON})
-        with self._guarded("written"), self._engine.begin() as connection:
-            connection.execute(_MEASUREMENTS.insert().values(values))
+        self._append(MEASUREMENTS, _schema.measurement_values(record))
 
-    def records(self, row: str, scale: str) -> list[Record]:
-        """All records of a row at a scale, oldest first.
+    def records(
+        self,
+        row: str | None = None,
+        scale: str | None = None,
+        *,
+        run: str | None = None,
+        outcome: str | None = None,
+    ) -> list[Record]:
+        """All records of a row, a scale, a run, an outcome; oldest first.
 
         Args:
-            row: The row's id.
-            scale: The scale.
+            row: The row's id; every row when left out.
+            scale: The scale; every scale when left out.
+            run: The run's id; every run when left out.
+            outcome: `"measured"` or `"failed"`; both when left out.
         """
-        columns = [column for column in _MEASUREMENTS.c if column.name != "id"]
-        query = (
-            sa.select(*columns)
-            .where(_MEASUREMENTS.c.row == row, _MEASUREMENTS.c.scale == scale)
-            .order_by(_MEASUREMENTS.c.id)
+        wanted = {"row": row, "scale": scale, "run": run, "outcome": outcome}
+        return self._read(
+            _M[name] == value for name, value in wanted.items() if value is not None
         )
-        with self._guarded("read"), self._engine.connect() as connection:
-            found = connection.execute(query).mappings().all()
-        return [_record(dict(entry)) for entry in found]
 
     def current(self, row: Row, scale: str) -> dict[int, Record]:
         """By seed, the newest measurement that the present code would repeat.
@@ -206,28 +137,141 @@ class Store:
             row: The row.
             scale: The scale.
         """
-        return {
-            record.seed: record
-            for record in self.records(row.id, scale)
-            if record.outcome == "measured" and record.is_current(row, scale)
+        query = sa.select(_M.id, _M.seed, _M.fingerprint, _M.sources).where(
+            _MEASURED, _M.row == row.id, _M.scale == scale
+        )
+        hash_source = functools.cache(provenance.hash_source)
+
+        @functools.cache
+        def present(sources: str) -> str:
+            return present_fingerprint(row, scale, json.loads(sources), hash_source)
+
+        newest = {
+            known["seed"]: known["id"]
+            for known in self._fetch(query.order_by(_M.id))
+            if known["fingerprint"] == present(known["sources"])
         }
+        found = self._read([_M.id.in_(newest.values())])
+        return {record.seed: record for record in found}
+
+    def newest(self, row: str, scale: str) -> dict[int, Record]:
+        """By seed, the newest measurements that belong together.
+
+        They share the fingerprint of the row's newest measurement at this scale: the
+        same code and settings, whether or not the present code would repeat them.
+
+        Args:
+            row: The row's id.
+            scale: The scale.
+        """
+        found = self._read([_M.id.in_(_newest(_M.row == row, _M.scale == scale))])
+        return {record.seed: record for record in found}
+
+    def newest_all(self) -> dict[tuple[str, str], dict[int, Record]]:
+        """What `newest` gives, for every row and scale at once."""
+        return _by_row(self._read([_M.id.in_(_newest())]))
+
+    def runs(self) -> list[RunSummary]:
+        """Every run that left a record, oldest first."""
+        scales: dict[str | None, list[str]] = defaultdict(list)
+        for entry in self._fetch(sa.select(_M.run, _M.scale).distinct()):
+            scales[entry["run"]].append(entry["scale"])
+        found = []
+        for entry in self._fetch(_runs()):
+            fields = dict(entry)
+            environment = json.loads(fields.pop("environment"))
+            ran = tuple(sorted(scales[fields["run"]]))
+            found.append(RunSummary(**fields, scales=ran, environment=environment))
+        return found
+
+    def add_race(self, record: RaceRecord) -> None:
+        """Appends a heat of a race; when this returns it survives a crash.
+
+        Args:
+            record: What was measured.
+        """
+        self._append(RACES, _schema.race_values(record))
+
+    def races(self, row: str | None = None) -> list[RaceRecord]:
+        """The newest race of each row and heat, in the order of rows and heats.
+
+        Args:
+            row: The row's id; every row when left out.
+        """
+        newest = sa.select(sa.func.max(RACES.c.id)).group_by(RACES.c.row, RACES.c.heat)
+        query = sa.select(RACES).where(RACES.c.id.in_(newest))
+        if row is not None:
+            query = query.where(RACES.c.row == row)
+        found = self._fetch(query.order_by(RACES.c.row, RACES.c.heat))
+        with self._guarded("read"):
+            return [_schema.race(entry) for entry in found]
+
+    def _append(self, table: sa.TableClause, values: Mapping[str, Any]) -> None:
+        with self._guarded("written"), self._engine.begin() as connection:
+            connection.execute(sa.insert(table).values(values))
+
+    def _fetch(self, query: sa.Executable) -> Sequence[sa.RowMapping]:
+        with self._guarded("read"), self._engine.connect() as connection:
+            return connection.execute(query).mappings().all()
+
+    def _read(self, conditions: Iterable[sa.ColumnElement[bool]]) -> list[Record]:
+        query = sa.select(MEASUREMENTS).where(*conditions).order_by(_M.id)
+        found = self._fetch(query)
+        with self._guarded("read"):
+            return [_schema.measurement(entry) for entry in found]
 
 
-def _write_ahead(connection: sa.Connection) -> None:
-    # Changing the mode fails at once while another process opens the file; everything
-    # else waits by itself.
-    deadline = time.monotonic() + _BUSY_S
-    while True:
-        try:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            return
-        except OperationalError as error:
-            if "locked" not in str(error.orig) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+def _newest(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """The ids of the newest measurements of every row, scale and seed.
+
+    Of each row and scale, only those with the fingerprint of the newest one.
+    """
+    latest = sa.func.first_value(_M.fingerprint).over(
+        partition_by=(_M.row, _M.scale), order_by=_M.id.desc()
+    )
+    place = sa.func.row_number().over(
+        partition_by=(_M.row, _M.scale, _M.seed, _M.fingerprint),
+        order_by=_M.id.desc(),
+    )
+    ranked = (
+        sa.select(_M.id, _M.fingerprint, latest.label("latest"), place.label("place"))
+        .where(_MEASURED, *conditions)
+        .subquery()
+        .c
+    )
+    return sa.select(ranked.id).where(
+        ranked.place == 1, ranked.fingerprint.is_not_distinct_from(ranked.latest)
+    )
 
 
-def _record(values: Any) -> Record:
-    values.update({name: json.loads(values[name]) for name in _JSON})
-    values["numbers"] = {name: float(x) for name, x in values["numbers"].items()}
-    return Record(**values)
+def _runs() -> sa.Select[Any]:
+    """What the records of each run come to, and the environment of its last one."""
+    total = sa.func.sum
+    runs = (
+        sa.select(
+            _M.run,
+            sa.func.min(_M.id).label("first"),
+            sa.func.max(_M.id).label("last"),
+            sa.func.min(_M.taken).label("began"),
+            sa.func.max(_M.taken).label("ended"),
+            sa.func.count(_M.row.distinct()).label("rows"),
+            total(sa.case((_MEASURED, 1), else_=0)).label("measured"),
+            total(sa.case((_MEASURED, 0), else_=1)).label("failed"),
+            sa.func.coalesce(total(_M.wall_s), 0.0).label("wall_s"),
+        )
+        .group_by(_M.run)
+        .subquery()
+    )
+    shown = [column for column in runs.c if column.name not in ("first", "last")]
+    return (
+        sa.select(*shown, _M.environment)
+        .join(MEASUREMENTS, _M.id == runs.c.last)
+        .order_by(runs.c.first)
+    )
+
+
+def _by_row(records: Iterable[Record]) -> dict[tuple[str, str], dict[int, Record]]:
+    found: dict[tuple[str, str], dict[int, Record]] = {}
+    for record in records:
+        found.setdefault((record.row, record.scale), {})[record.seed] = record
+    return found
