@@ -30,6 +30,7 @@ method = ["varan.transport:sinkhorn"]
 precision = "float64"
 data = "digits"
 baselines = ["plain descent"]
+certificate = "The duality gap, proved."
 differences = []
 [row.scales.smoke]
 seeds = 1

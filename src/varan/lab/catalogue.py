@@ -382,6 +382,7 @@ _BUILT = (
     "precision",
     "data",
     "baselines",
+    "certificate",
     "differences",
     "scales",
     "checks",

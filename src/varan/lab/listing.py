@@ -59,6 +59,7 @@ def row(console: Console, shown: Row) -> None:
         "data": shown.data,
         "baselines": ", ".join(shown.baselines),
         "peers": ", ".join(shown.peers),
+        "certificate": shown.certificate,
         "differences": shown.differences,
         "checks": [_check(check) for check in shown.checks],
         "scales": [_scale(name, scale) for name, scale in shown.scales.items()],
