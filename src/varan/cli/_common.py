@@ -31,6 +31,16 @@ Json = Annotated[
 ]
 Topic = Annotated[str | None, typer.Option(help="Only the rows of this topic.")]
 Out = Annotated[Path, typer.Option(help="The folder for the store and the plots.")]
+StoreAt = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="VARAN_STORE",
+        metavar="FOLDER|URL",
+        show_default="the --out folder",
+        help="Where measurements are kept: a folder, or a postgresql:// URL.",
+    ),
+]
 
 RESULTS = Path("varan-results")
 
