@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from ._common import (
     FAILED,
@@ -14,6 +16,7 @@ from ._common import (
     Json,
     Out,
     ScaleName,
+    StoreAt,
     console,
     counted,
     emit,
@@ -24,6 +27,7 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..lab.catalogue import Row
+    from ..lab.jobs import Executor
     from ..lab.results import RowResult
 
 
@@ -44,9 +48,26 @@ def run(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows at a time; 2 where there are two cores."),
+        typer.Option(
+            min=1,
+            help="Workers at a time; 2 where there are two cores, all of a cluster.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Run on a Ray cluster: `ray` (the one of this machine, or of "
+            "RAY_ADDRESS) or `ray://HOST:PORT`; in processes here if left out."
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Seconds for each seed; long ones by scale if left out."
+        ),
     ] = None,
     out: Out = RESULTS,
+    store: StoreAt = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what is already stored.")
     ] = False,
@@ -59,64 +80,76 @@ def run(
     """
     selected = to_run(load(), rows or [], topic, every)
     from ..lab import render
+    from ..lab.jobs import ExecutorError
 
-    results, store = _measure(selected, scale.value, seeds, jobs, out, fresh)
+    progress = console(stderr=True)
+    total = sum(seeds or row.scales[scale].seeds for row in selected)
+    try:
+        with _executor(on) as executor:
+            progress.print(
+                f"{counted(len(selected), 'row')}, {counted(total, 'seed')} at {scale} "
+                f"scale, {counted(jobs or executor.jobs, 'worker')} at a time",
+                highlight=False,
+            )
+            options = {"seeds": seeds, "jobs": jobs, "fresh": fresh}
+            options |= {"time_limit": time_limit, "executor": executor}
+            results, location = _measure(
+                selected, scale.value, store or out, out, progress, options
+            )
+    except ExecutorError as error:
+        fail(str(error), error.hint, FAILED)
     if as_json:
         entries = [result.to_dict() for result in results]
-        emit({"scale": scale.value, "store": str(store), "rows": entries})
+        emit({"scale": scale.value, "store": location, "rows": entries})
     else:
         screen = console()
         for result in results:
             render.result(screen, result)
-        render.summary(screen, results, store)
+        render.summary(screen, results, location)
     if any(result.run.failures for result in results):
         raise typer.Exit(FAILED)
+
+
+def _executor(on: str | None) -> AbstractContextManager[Executor]:
+    from ..lab.processes import Processes
+
+    if on is None:
+        return nullcontext(Processes())
+    if on != "ray" and not on.startswith("ray://"):
+        fail(
+            f"There is no {on!r} to run on.", "Write --on ray or --on ray://HOST:PORT."
+        )
+    from ..lab.cluster import Cluster
+
+    return Cluster(on)
 
 
 def _measure(
     rows: list[Row],
     scale: str,
-    seeds: int | None,
-    jobs: int | None,
+    at: Path | str,
     out: Path,
-    fresh: bool,
-) -> tuple[list[RowResult], Path]:
+    screen: Console,
+    options: dict[str, Any],
+) -> tuple[list[RowResult], str]:
     from ..lab import results, runner
     from ..lab.progress import RunProgress
     from ..lab.store import Store, StoreError
 
-    screen = console(stderr=True)
-    jobs = jobs or runner.default_jobs()
-    total = sum(seeds or row.scales[scale].seeds for row in rows)
-    screen.print(
-        f"{counted(len(rows), 'row')}, {counted(total, 'seed')} at {scale} scale, "
-        f"{counted(min(jobs, len(rows)), 'row')} at a time",
-        highlight=False,
-    )
+    progress = RunProgress(rows, scale, options["seeds"], screen)
+    again = "The same command goes on from there"
+    again += " (without --fresh)." if options["fresh"] else "."
     try:
-        with Store(out) as store:
-            progress = RunProgress(rows, scale, seeds, screen)
+        with Store(at) as store:
             try:
                 with progress:
-                    runs = runner.run(
-                        rows,
-                        scale,
-                        store,
-                        seeds=seeds,
-                        jobs=jobs,
-                        fresh=fresh,
-                        report=progress,
-                    )
+                    runs = runner.run(rows, scale, store, report=progress, **options)
             except KeyboardInterrupt:
-                fail(
-                    f"interrupted; {counted(progress.measured, 'new seed')} kept in "
-                    f"{store.path}.",
-                    "The same command goes on from there"
-                    + (" (without --fresh)." if fresh else "."),
-                    INTERRUPTED,
-                )
-            return results.conclude(runs, out / "plots"), store.path
+                kept = f"{counted(progress.measured, 'new seed')} kept"
+                fail(f"interrupted; {kept} in {store.location}.", again, INTERRUPTED)
+            return results.conclude(runs, out / "plots"), store.location
     except StoreError as error:
-        fail(str(error), code=FAILED)
+        kept = f"{counted(progress.measured, 'new seed')} kept. {again}"
+        fail(str(error), kept if progress.measured else None, FAILED)
     except OSError as error:
         fail(f"{error.filename or out}: {error.strerror}.", code=FAILED)

@@ -49,6 +49,18 @@ def hash_source(file: str) -> str:
         return "absent"
 
 
+def hash_package() -> str:
+    """The hash of all of varan's files that an experiment may depend on."""
+    files = sorted(
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    )
+    inside = [file for file in files if not file.startswith(_OUTSIDE)]
+    text = json.dumps([(file, hash_source(file)) for file in inside])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def fingerprint(
     row: str,
     scale: str,

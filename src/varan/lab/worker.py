@@ -1,9 +1,9 @@
-"""One worker process: runs a row's experiment for its seeds, one after the other.
+"""One worker process: runs a row's experiment for the seeds it is given.
 
-The job comes as one JSON line on standard input; what happens goes out as JSON lines on
-what was standard output, which the experiment itself cannot reach: anything it or a
-peer prints goes to standard error. The seeds share one process, and so its compiled
-functions.
+The job comes as one JSON line on standard input, then each seed as a line, at last a
+line without a seed; what happens goes out as JSON lines on what was standard output,
+which the experiment itself cannot reach: anything it or a peer prints goes to standard
+error. The seeds share one process, and so its compiled functions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import importlib
 import json
 import math
 import os
+import queue
+import signal
 import sys
 import threading
 import time
@@ -23,39 +25,48 @@ from varan.claims import Curve, Measurements
 
 from . import provenance
 
+Experiment = Callable[[Mapping[str, Any], int], Measurements]
+
 
 def main() -> None:
     """Reads the job, measures each seed, reports each at once."""
     channel = _take_stdout()
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    job = orders.get()
+    compiling = _CompileClock()
     try:
+        experiment: Experiment | Exception
         experiment = importlib.import_module(job["module"]).experiment
     except Exception as error:
-        for seed in job["seeds"]:
-            _send(channel, {"event": "started", "seed": seed})
-            _send(channel, {"event": "failed", "seed": seed, **_failure(error)})
-        return
+        experiment = error
     hashes: dict[str, str] = {}
-    for seed in job["seeds"]:
-        _send(channel, {"event": "started", "seed": seed})
-        _send(channel, _measure(experiment, job, seed, hashes))
+    while (seed := orders.get()["seed"]) is not None:
+        if isinstance(experiment, Exception):
+            event = {"event": "failed", **_failure(experiment)}
+        else:
+            event = _measure(experiment, job, seed, hashes, compiling)
+        _send(channel, {**event, "seed": seed})
 
 
 def _measure(
-    experiment: Callable[[Mapping[str, Any], int], Measurements],
+    experiment: Experiment,
     job: Mapping[str, Any],
     seed: int,
     hashes: dict[str, str],
+    compiling: _CompileClock,
 ) -> dict[str, Any]:
+    event: dict[str, Any]
     wall, cpu = time.perf_counter(), time.process_time()
+    compiling.restart()
     try:
         measured = encode(experiment(dict(job["settings"]), seed))
-        event = {"event": "measured", "seed": seed, **measured}
+        event = {"event": "measured", **measured}
     except Exception as error:
-        event = {"event": "failed", "seed": seed, **_failure(error)}
+        event = {"event": "failed", **_failure(error)}
     event["wall_s"] = time.perf_counter() - wall
     event["cpu_s"] = time.process_time() - cpu
+    event["compile_s"] = compiling.seconds()
     event["peak_memory_mib"] = _peak_memory_mib()
     # Hashed once, as early as they are known: an edit during a long run must not be
     # taken for what was run.
@@ -66,6 +77,41 @@ def _measure(
         job["row"], job["scale"], job["precision"], job["settings"], hashes
     )
     return event
+
+
+class _CompileClock:
+    """The seconds that JAX spends on tracing, lowering and compiling.
+
+    JAX reports each piece of work when it is done, also a piece within another (a
+    function that is traced while its caller is): time that several cover counts once.
+    """
+
+    _WORK = (
+        "/jax/core/compile/jaxpr_trace_duration",
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    )
+
+    def __init__(self):
+        from jax import monitoring
+
+        self._spans: list[tuple[float, float]] = []
+        monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+        if event in self._WORK:
+            now = time.perf_counter()
+            self._spans.append((now - duration_secs, now))
+
+    def restart(self) -> None:
+        self._spans.clear()
+
+    def seconds(self) -> float:
+        total, covered = 0.0, -math.inf
+        for start, end in sorted(self._spans):
+            total += max(0.0, end - max(start, covered))
+            covered = max(covered, end)
+        return total
 
 
 def encode(measured: Measurements) -> dict[str, Any]:
@@ -112,7 +158,8 @@ def _encode_curve(curve: Curve) -> dict[str, Any]:
 
 
 def _failure(error: Exception) -> dict[str, str]:
-    text = str(error).strip() or "no message"
+    silence = "out of memory" if isinstance(error, MemoryError) else "no message"
+    text = str(error).strip() or silence
     name = type(error).__name__
     return {
         "message": f"{name}: {text.splitlines()[0]}",
@@ -142,11 +189,17 @@ def _send(channel: IO[str], event: Mapping[str, Any]) -> None:
     channel.flush()
 
 
-def _exit_with_parent() -> None:
-    # The parent never closes the pipe while it lives: the end of it means that the
-    # parent is gone, and nobody is left to store a measurement. Read below Python's
-    # buffer, whose lock a waiting thread would hold at shutdown.
-    os.read(0, 1)
+def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Passes on each line of standard input; at its end the parent is gone."""
+    # Read below Python's buffer, whose lock a waiting thread would hold at shutdown.
+    rest = b""
+    while chunk := os.read(0, 2**16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            orders.put(json.loads(line))
+    # Nobody is left to store a measurement: end what the experiment has started, too.
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 from varan.claims import Curve, Measurements
 
@@ -21,15 +23,22 @@ def _good(scale, seed):
     import jax
     import jax.numpy as jnp
 
+    @jax.jit
+    def walk(key):
+        steps = jax.random.normal(key, (scale.get("n", 300), 3))
+        return jnp.cumsum(jnp.tanh(steps), 0) / jnp.linalg.norm(steps)
+
     print("noise on standard output")
-    draw = jax.random.normal(jax.random.key(seed), (scale.get("n", 3),))
+    path = walk(jax.random.key(seed))
     numbers = {
         "gain": 2.0 + 0.01 * seed,
-        "draw": float(jnp.sum(draw)),
-        "x64": float(draw.dtype == "float64"),
+        "walk": float(jnp.sum(path)),
+        "x64": float(path.dtype == "float64"),
         "infinite": float("inf"),
+        "process": os.getpid(),
     }
-    return Measurements(numbers, _curves(seed), ["a note", f"seed {seed}"])
+    curves = [*_curves(seed), Curve(range(300), path[:, 0], "walk", "walk", "x", "y")]
+    return Measurements(numbers, curves, ["a note", f"seed {seed}"])
 
 
 def _raises(scale, seed):
@@ -49,10 +58,30 @@ def _exits(scale, seed):
     os._exit(3)
 
 
-def _hangs(scale, seed):
+def _hungry(scale, seed):
+    import resource
+
     if seed == 1:
-        time.sleep(600)
+        # What it has, and a little: what is asked for below is not there.
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, hard))
+        try:
+            bytearray(2**30)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     return Measurements({"gain": 2.0})
+
+
+def _hangs(scale, seed):
+    if seed == 1 and "TOYS_ARE_CURED" not in os.environ:
+        # What an experiment starts must end with it.
+        child = subprocess.Popen(["sleep", "600"])
+        print(f"child {child.pid}", file=sys.stderr, flush=True)
+        child.wait()
+    return Measurements({"gain": 2.0, "process": os.getpid()}, _curves(seed))
 
 
 def _slow(scale, seed):
@@ -65,6 +94,7 @@ _KINDS = {
     "raises": _raises,
     "killed": _killed,
     "exits": _exits,
+    "hungry": _hungry,
     "hangs": _hangs,
     "slow": _slow,
     "nan": lambda scale, seed: Measurements({"gain": float("nan")}),
