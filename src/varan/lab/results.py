@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,13 @@ class RowResult:
             "scale": run.scale,
             "outcome": self.outcome,
             "checks": [
-                _finite(check.to_dict())
+                finite(check.to_dict())
                 for check in (verdict.checks if verdict else ())
             ],
             "seeds": sorted(run.measured),
             "reused": run.reused,
             "measurements": {
-                seed: _finite(record.numbers)
+                seed: finite(record.numbers)
                 for seed, record in sorted(run.measured.items())
             },
             "wall_s": sum(record.wall_s or 0.0 for record in run.measured.values()),
@@ -93,11 +93,12 @@ def _conclude(run: RowRun, folder: Path) -> RowResult:
     return RowResult(run, verdict, tuple(files))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with infinities as words, since JSON has no number for them."""
     if isinstance(value, float):
         return encode_float(value)
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, Mapping):
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
