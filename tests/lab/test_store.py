@@ -1,6 +1,7 @@
 """The store keeps what it is given, in SQLite as in PostgreSQL."""
 
 import math
+import re
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -139,6 +140,47 @@ def test_the_newest_measurements_belong_together(opened):
     assert opened.newest("nonesuch", "laptop") == {}
 
 
+def test_a_failure_counts_until_something_newer_makes_it_good(opened):
+    def failing():
+        return {key: set(found) for key, found in opened.failing().items()}
+
+    opened.add(record(0, row="dead", outcome="failed"))
+    opened.add(record(0, run="a"))
+    opened.add(record(1, run="a", outcome="failed"))
+    opened.add(record(2, run="a"))
+    # Of one run, whatever the order; of a row without any measurement; after it.
+    assert failing() == {("dead", "laptop"): {0}, ("toy", "laptop"): {1}}
+    opened.add(record(2, run="b", outcome="failed"))
+    assert failing()["toy", "laptop"] == {1, 2}
+    # Measured by another run: what went before it has no say any more.
+    opened.add(record(2, run="c"))
+    assert failing() == {("dead", "laptop"): {0}}
+    opened.add(record(0, row="dead"))
+    assert failing() == {}
+
+
+def test_a_run_has_what_it_measured_and_what_it_took_from_the_store(opened):
+    def add(seed, run, mark, **fields):
+        opened.add(record(seed, run=run, fingerprint=mark, **fields))
+
+    add(0, "a", "old")
+    add(1, "a", "old")
+    add(0, "b", "new")
+    add(0, "b", "new", row="whole")
+    # It is resumed, with a seed that fails and one of another row.
+    add(1, "c", "new")
+    add(2, "c", None, outcome="failed")
+    add(0, "c", "new", row="another", scale="smoke")
+    add(3, "d", "new")
+    found = opened.of_run("c")
+    assert set(found) == {("toy", "laptop"), ("another", "smoke")}
+    runs = {seed: r.run for seed, r in found["toy", "laptop"].items()}
+    assert runs == {0: "b", 1: "c", 2: "c"}
+    assert found["toy", "laptop"][2].outcome == "failed"
+    assert set(opened.of_run("a")["toy", "laptop"]) == {0, 1}
+    assert opened.of_run("nonesuch") == {}
+
+
 def test_runs_are_summed_up(opened):
     assert opened.runs() == []
     opened.add(record(taken="2026-01-01T00:00:00+00:00"))
@@ -154,9 +196,10 @@ def test_runs_are_summed_up(opened):
     assert (second.run, second.commit) == ("a", "abc")
 
 
-def test_run_ids_are_many_and_sort_by_time():
-    assert len({new_run_id() for _ in range(100)}) > 95
-    assert all(one.partition("-")[0].isdigit() for one in [new_run_id()])
+def test_run_ids_tell_runs_apart_and_say_when():
+    ids = {new_run_id() for _ in range(100)}
+    assert len(ids) > 95
+    assert all(re.fullmatch(r"\d{8}-\d{6}-[a-z]{5}", each) for each in ids)
 
 
 def race(row="toy", heat="small", **fields):

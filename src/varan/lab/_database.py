@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +45,20 @@ class Database:
         return text.replace(self.password, "***") if self.password else text
 
 
-def database(location: Path | str) -> Database:
-    """Finds the database of a location; nothing is opened yet, but for the folder.
+def no_store(location: str) -> StoreError:
+    """What to say where a store is asked for and there is none."""
+    return StoreError(
+        f"There is no store at {location}. `varan run` makes one; --store says where "
+        "another one is."
+    )
+
+
+def database(location: Path | str, *, existing: bool) -> Database:
+    """Finds the database of a location; nothing is opened yet.
 
     Args:
         location: A folder, the store's file in it, or a `postgresql://` URL.
+        existing: Whether it must be there; else its folder is made.
 
     Raises:
         StoreError: The folder cannot be made, the URL is none, or its driver is absent.
@@ -55,10 +66,15 @@ def database(location: Path | str) -> Database:
     if "://" in str(location):
         return _postgresql(str(location))
     folder = Path(location)
-    return _sqlite(folder.parent if folder.name == FILE else folder)
+    return _sqlite(folder.parent if folder.name == FILE else folder, existing)
 
 
-def _sqlite(folder: Path) -> Database:
+def _sqlite(folder: Path, existing: bool) -> Database:
+    path = folder / FILE
+    if existing and not path.exists():
+        raise no_store(str(path))
+    if existing and not _writable(path):
+        return Database(_read_only(path), str(path), path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,10 +82,26 @@ def _sqlite(folder: Path) -> Database:
             f"The folder {folder} cannot be made ({error.strerror}). "
             "Choose another one with --out or --store."
         ) from None
-    path = folder / FILE
     url = sa.URL.create("sqlite", database=str(path))
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S})
     return Database(engine, str(path), path)
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> sa.Engine:
+    # SQLite wants to make files beside one in write-ahead mode, if only to read it. It
+    # does without once it is told that nobody writes; a log left behind it must read.
+    log = path.with_name(f"{path.name}-wal")
+    mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+    return sa.create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"{path.resolve().as_uri()}?{mode}", uri=True, check_same_thread=False
+        ),
+    )
 
 
 def _postgresql(text: str) -> Database:
@@ -110,7 +142,13 @@ def _postgresql(text: str) -> Database:
 
 
 def write_ahead(connection: sa.Connection) -> None:
-    """Puts an SQLite file into write-ahead mode, so that processes may share it."""
+    """Puts an SQLite file into write-ahead mode, so that processes may share it.
+
+    Args:
+        connection: A connection in no transaction; one to a server is left alone.
+    """
+    if connection.dialect.name != "sqlite":
+        return
     if connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal":
         return
     # Changing the mode fails at once while another process opens the file; everything

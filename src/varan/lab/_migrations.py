@@ -31,28 +31,35 @@ def migrate(connection: sa.Connection) -> None:
         NewerSchemaError: The store was written by a newer varan.
     """
     # Most stores are up to date, and one that may only be read cannot be locked.
-    if _version(connection) == SCHEMA:
+    if version(connection) == SCHEMA:
         return
     connection.rollback()
     with connection.begin():
         _lock(connection)
         # Another process may have been faster: look again under the lock.
-        version = _version(connection)
-        for step in _STEPS[version:]:
+        found = version(connection)
+        for step in _STEPS[found:]:
             step(connection)
-        if version < SCHEMA:
+        if found < SCHEMA:
             connection.execute(sa.delete(ABOUT))
             connection.execute(sa.insert(ABOUT).values(schema=SCHEMA))
 
 
-def _version(connection: sa.Connection) -> int:
-    """The store's schema; 0 when there is none yet."""
+def version(connection: sa.Connection) -> int:
+    """The store's schema; 0 when there is none yet.
+
+    Args:
+        connection: A connection to it.
+
+    Raises:
+        NewerSchemaError: The store was written by a newer varan.
+    """
     if not sa.inspect(connection).has_table(ABOUT.name):
         return 0
-    version = connection.scalar(sa.select(ABOUT.c.schema)) or 0
-    if version > SCHEMA:
-        raise NewerSchemaError(version)
-    return version
+    found = connection.scalar(sa.select(ABOUT.c.schema)) or 0
+    if found > SCHEMA:
+        raise NewerSchemaError(found)
+    return found
 
 
 def _lock(connection: sa.Connection) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from . import _schema, provenance
-from ._database import FILE, StoreError, database, write_ahead
-from ._migrations import SCHEMA, NewerSchemaError, migrate
+from . import _queries, _schema, provenance
+from ._database import (
+    FILE,
+    StoreError,
+    database,
+    no_store,
+    write_ahead,
+)
+from ._migrations import SCHEMA, NewerSchemaError, migrate, version
 from ._records import (
     RaceRecord,
     Record,
@@ -41,15 +48,23 @@ __all__ = [
     "new_run_id",
 ]
 
+# Row and scale, then seed, to record.
+ByRow = dict[tuple[str, str], dict[int, Record]]
+
+# How long a measurement waits for a server that is away, and between two attempts.
+_PATIENCE_S = 60
+_PAUSE_S = 1.0
+
 _M = MEASUREMENTS.c
-_MEASURED = _M.outcome == "measured"
 
 
 class Store:
     """An open store; a context manager.
 
     Args:
-        location: A folder, whose file is made when absent, or a `postgresql://` URL.
+        location: A folder, the store's file in it, or a `postgresql://` URL.
+        existing: Open only a store that is there already, be it one that may only be
+            read; else it is made where there is none, and must be writable.
 
     Attributes:
         location: The file, or the URL without its password; fit for printing.
@@ -59,26 +74,34 @@ class Store:
         StoreError: The folder, file or database cannot be used.
     """
 
-    def __init__(self, location: Path | str):
-        self._database = database(location)
+    def __init__(self, location: Path | str, *, existing: bool = False):
+        self._database = database(location, existing=existing)
         self._engine = self._database.engine
         self.location = self._database.location
         self.path = self._database.path
         try:
             with self._guarded("opened"), self._engine.connect() as connection:
-                if self.path:
-                    write_ahead(connection)
-                migrate(connection)
-        except NewerSchemaError as error:
+                self._prepare(connection, existing)
+        except BaseException:
             self._engine.dispose()
+            raise
+
+    def _prepare(self, connection: sa.Connection, existing: bool) -> None:
+        try:
+            if existing:
+                if version(connection) == 0:
+                    raise no_store(self.location)
+                migrate(connection)
+            else:
+                write_ahead(connection)
+                migrate(connection)
+                _try_writing(connection)
+        except NewerSchemaError as error:
             raise StoreError(
                 f"The store {self.location} was written by a newer varan (schema "
                 f"{error.args[0]}, this one knows {SCHEMA}). Update varan, or choose "
                 "another store with --store."
             ) from None
-        except BaseException:
-            self._engine.dispose()
-            raise
 
     @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:
@@ -127,7 +150,7 @@ class Store:
         """
         wanted = {"row": row, "scale": scale, "run": run, "outcome": outcome}
         return self._read(
-            _M[name] == value for name, value in wanted.items() if value is not None
+            *(_M[name] == value for name, value in wanted.items() if value is not None)
         )
 
     def current(self, row: Row, scale: str) -> dict[int, Record]:
@@ -138,7 +161,7 @@ class Store:
             scale: The scale.
         """
         query = sa.select(_M.id, _M.seed, _M.fingerprint, _M.sources).where(
-            _MEASURED, _M.row == row.id, _M.scale == scale
+            _queries.MEASURED, _M.row == row.id, _M.scale == scale
         )
         hash_source = functools.cache(provenance.hash_source)
 
@@ -146,13 +169,13 @@ class Store:
         def present(sources: str) -> str:
             return present_fingerprint(row, scale, json.loads(sources), hash_source)
 
-        newest = {
-            known["seed"]: known["id"]
-            for known in self._fetch(query.order_by(_M.id))
-            if known["fingerprint"] == present(known["sources"])
-        }
-        found = self._read([_M.id.in_(newest.values())])
-        return {record.seed: record for record in found}
+        with self._guarded("read"):
+            newest = {
+                known["seed"]: known["id"]
+                for known in self._fetch(query.order_by(_M.id))
+                if known["fingerprint"] == present(known["sources"])
+            }
+        return _by_seed(self._read(_M.id.in_(newest.values())))
 
     def newest(self, row: str, scale: str) -> dict[int, Record]:
         """By seed, the newest measurements that belong together.
@@ -164,12 +187,33 @@ class Store:
             row: The row's id.
             scale: The scale.
         """
-        found = self._read([_M.id.in_(_newest(_M.row == row, _M.scale == scale))])
-        return {record.seed: record for record in found}
+        ids = _queries.newest(_M.row == row, _M.scale == scale)
+        return _by_seed(self._read(_M.id.in_(ids)))
 
-    def newest_all(self) -> dict[tuple[str, str], dict[int, Record]]:
+    def newest_all(self) -> ByRow:
         """What `newest` gives, for every row and scale at once."""
-        return _by_row(self._read([_M.id.in_(_newest())]))
+        return _by_row(self._read(_M.id.in_(_queries.newest())))
+
+    def failing(self) -> ByRow:
+        """By row, scale and seed, the failures that nothing newer has made good.
+
+        Each is the last word on its seed, and no older than the row's newest
+        measurement at its scale, or of the same run.
+        """
+        return _by_row(self._read(_M.id.in_(_queries.failing())))
+
+    def of_run(self, run: str) -> ByRow:
+        """What a run came to, by row, scale and seed: measurements and failures.
+
+        A run takes from the store what was measured before it with the same code and
+        settings: of the rows that it measured at all, that counts as its own.
+
+        Args:
+            run: The run's id.
+        """
+        found = _by_row(self.records(run=run))
+        known = _by_row(self._read(_M.id.in_(_queries.known_to(run))))
+        return {key: known.get(key, {}) | own for key, own in found.items()}
 
     def runs(self) -> list[RunSummary]:
         """Every run that left a record, oldest first."""
@@ -177,7 +221,7 @@ class Store:
         for entry in self._fetch(sa.select(_M.run, _M.scale).distinct()):
             scales[entry["run"]].append(entry["scale"])
         found = []
-        for entry in self._fetch(_runs()):
+        for entry in self._fetch(_queries.runs()):
             fields = dict(entry)
             environment = json.loads(fields.pop("environment"))
             ran = tuple(sorted(scales[fields["run"]]))
@@ -198,80 +242,51 @@ class Store:
         Args:
             row: The row's id; every row when left out.
         """
-        newest = sa.select(sa.func.max(RACES.c.id)).group_by(RACES.c.row, RACES.c.heat)
-        query = sa.select(RACES).where(RACES.c.id.in_(newest))
+        query = _queries.newest_races()
         if row is not None:
             query = query.where(RACES.c.row == row)
-        found = self._fetch(query.order_by(RACES.c.row, RACES.c.heat))
         with self._guarded("read"):
-            return [_schema.race(entry) for entry in found]
+            return [_schema.race(entry) for entry in self._fetch(query)]
 
     def _append(self, table: sa.TableClause, values: Mapping[str, Any]) -> None:
-        with self._guarded("written"), self._engine.begin() as connection:
-            connection.execute(sa.insert(table).values(values))
+        deadline = time.monotonic() + _PATIENCE_S
+        with self._guarded("written"):
+            while True:
+                try:
+                    with self._engine.begin() as connection:
+                        connection.execute(sa.insert(table).values(values))
+                    return
+                except OperationalError:
+                    # What was measured is worth waiting for a server that restarts; a
+                    # file does not come back by itself.
+                    if self.path or time.monotonic() > deadline:
+                        raise
+                    time.sleep(_PAUSE_S)
 
     def _fetch(self, query: sa.Executable) -> Sequence[sa.RowMapping]:
         with self._guarded("read"), self._engine.connect() as connection:
             return connection.execute(query).mappings().all()
 
-    def _read(self, conditions: Iterable[sa.ColumnElement[bool]]) -> list[Record]:
+    def _read(self, *conditions: sa.ColumnElement[bool]) -> list[Record]:
         query = sa.select(MEASUREMENTS).where(*conditions).order_by(_M.id)
-        found = self._fetch(query)
         with self._guarded("read"):
-            return [_schema.measurement(entry) for entry in found]
+            return [_schema.measurement(entry) for entry in self._fetch(query)]
 
 
-def _newest(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """The ids of the newest measurements of every row, scale and seed.
-
-    Of each row and scale, only those with the fingerprint of the newest one.
-    """
-    latest = sa.func.first_value(_M.fingerprint).over(
-        partition_by=(_M.row, _M.scale), order_by=_M.id.desc()
-    )
-    place = sa.func.row_number().over(
-        partition_by=(_M.row, _M.scale, _M.seed, _M.fingerprint),
-        order_by=_M.id.desc(),
-    )
-    ranked = (
-        sa.select(_M.id, _M.fingerprint, latest.label("latest"), place.label("place"))
-        .where(_MEASURED, *conditions)
-        .subquery()
-        .c
-    )
-    return sa.select(ranked.id).where(
-        ranked.place == 1, ranked.fingerprint.is_not_distinct_from(ranked.latest)
-    )
+def _try_writing(connection: sa.Connection) -> None:
+    """Finds out, before anything is measured, whether a measurement can be kept."""
+    nothing = Record("", "", 0, "failed", {}, {})
+    values = _schema.measurement_values(nothing)
+    connection.execute(sa.insert(MEASUREMENTS).values(values))
+    connection.rollback()
 
 
-def _runs() -> sa.Select[Any]:
-    """What the records of each run come to, and the environment of its last one."""
-    total = sa.func.sum
-    runs = (
-        sa.select(
-            _M.run,
-            sa.func.min(_M.id).label("first"),
-            sa.func.max(_M.id).label("last"),
-            sa.func.min(_M.taken).label("began"),
-            sa.func.max(_M.taken).label("ended"),
-            sa.func.count(_M.row.distinct()).label("rows"),
-            total(sa.case((_MEASURED, 1), else_=0)).label("measured"),
-            total(sa.case((_MEASURED, 0), else_=1)).label("failed"),
-            sa.func.coalesce(total(_M.wall_s), 0.0).label("wall_s"),
-        )
-        .group_by(_M.run)
-        .subquery()
-    )
-    shown = [column for column in runs.c if column.name not in ("first", "last")]
-    return (
-        sa.select(*shown, _M.environment)
-        .join(MEASUREMENTS, _M.id == runs.c.last)
-        .order_by(runs.c.first)
-    )
-
-
-def _by_row(records: Iterable[Record]) -> dict[tuple[str, str], dict[int, Record]]:
-    found: dict[tuple[str, str], dict[int, Record]] = {}
+def _by_row(records: Iterable[Record]) -> ByRow:
+    found: ByRow = {}
     for record in records:
         found.setdefault((record.row, record.scale), {})[record.seed] = record
     return found
+
+
+def _by_seed(records: Iterable[Record]) -> dict[int, Record]:
+    return {record.seed: record for record in records}
