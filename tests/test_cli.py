@@ -194,3 +194,11 @@ def test_help_documents_the_exit_codes():
     text = " ".join(invoke("--help").stdout.split())
     for code in (cli.FAILED, cli.USAGE, cli.INTERRUPTED):
         assert f"{code} " in text[text.index("Exit codes") :]
+
+
+def test_doctor_asks_the_store(tmp_path):
+    url = "postgresql://me:secret@127.0.0.1:1/results"
+    done = invoke("doctor", "--out", tmp_path, "--store", url)
+    assert done.exit_code == cli.FAILED
+    assert "***@127.0.0.1:1/results cannot be opened" in done.stdout
+    assert "secret" not in done.stdout

@@ -7,14 +7,14 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ._common import FAILED, RESULTS, Json, Out, console, emit
+from ._common import FAILED, RESULTS, Json, Out, StoreAt, console, emit
 
 
-def doctor(out: Out = RESULTS, as_json: Json = False) -> None:
+def doctor(out: Out = RESULTS, store: StoreAt = None, as_json: Json = False) -> None:
     """Say what is installed, what is missing, and how to get it."""
     from ..lab.doctor import examine
 
-    report = examine(out)
+    report = examine(out, store)
     if as_json:
         emit(report)
     else:
@@ -43,7 +43,9 @@ def _show(screen: Console, report: dict[str, Any]) -> None:
             lines.append(f"extra {extra['name']} (optional): {absent}")
         else:
             lines.append(f"extra {extra['name']}: complete")
-    lines.append(f"results go to {report['output']}")
+    if report["store"]:
+        lines.append(f"measurements go to {report['store']}")
+    lines.append(f"plots go to {report['output']}")
     lines.extend(report["complaints"] or ["All that varan needs is there."])
     for line in lines:
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,21 @@ class StoreError(RuntimeError):
     """A store that cannot be opened, read or written; one sentence and what to do."""
 
 
+class NoStoreError(StoreError):
+    """There is no store where an existing one is asked for.
+
+    Args:
+        location: Where it would be; fit for printing.
+    """
+
+    def __init__(self, location: str):
+        super().__init__(
+            f"There is no store at {location}. `varan run` makes one; --store says "
+            "where another one is."
+        )
+        self.location = location
+
+
 @dataclass(frozen=True)
 class Database:
     """Where a store lives.
@@ -41,16 +56,8 @@ class Database:
     def reason(self, error: BaseException) -> str:
         """What a driver says of an error, in one line and without the password."""
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        text = lines[0].rstrip(".")
+        text = lines[0].removeprefix("connection failed: ").rstrip(".")
         return text.replace(self.password, "***") if self.password else text
-
-
-def no_store(location: str) -> StoreError:
-    """What to say where a store is asked for and there is none."""
-    return StoreError(
-        f"There is no store at {location}. `varan run` makes one; --store says where "
-        "another one is."
-    )
 
 
 def database(location: Path | str, *, existing: bool) -> Database:
@@ -72,7 +79,7 @@ def database(location: Path | str, *, existing: bool) -> Database:
 def _sqlite(folder: Path, existing: bool) -> Database:
     path = folder / FILE
     if existing and not path.exists():
-        raise no_store(str(path))
+        raise NoStoreError(str(path))
     if existing and not _writable(path):
         return Database(_read_only(path), str(path), path)
     try:

@@ -17,11 +17,12 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)[^;]*(?:;.*extra\s*==\s*['\"](\w+)[
 _INTERNAL = ("dev", "docs")
 
 
-def examine(folder: Path) -> dict[str, Any]:
+def examine(folder: Path, store: Path | str | None = None) -> dict[str, Any]:
     """Looks at the installation.
 
     Args:
         folder: The folder that results would go to.
+        store: Where measurements would go; the folder when left out.
 
     Returns:
         Versions, devices, extras and complaints, as plain data; without complaints all
@@ -39,6 +40,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "extras": [_extra(name, members) for name, members in extras.items()],
         "output": str(folder),
     }
+    report["store"], problem = _store(store or folder)
     report["complaints"] = [
         f"{name} is missing: pip install {name}"
         for name, version in packages.items()
@@ -46,9 +48,7 @@ def examine(folder: Path) -> dict[str, Any]:
     ]
     if not report["devices"]:
         report["complaints"].append("JAX finds no device: pip install --upgrade jax")
-    problem = _unwritable(folder)
-    if problem:
-        report["complaints"].append(problem)
+    report["complaints"].extend(filter(None, [problem, _unwritable(folder)]))
     return report
 
 
@@ -85,6 +85,21 @@ def _devices() -> list[str]:
         return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
     except RuntimeError:
         return []
+
+
+def _store(location: Path | str) -> tuple[str | None, str | None]:
+    """Where the store is or would be made, and why it could not be used."""
+    if importlib.util.find_spec("sqlalchemy") is None:
+        return None, None
+    from .store import NoStoreError, Store, StoreError
+
+    try:
+        with Store(location, existing=True) as store:
+            return store.location, None
+    except NoStoreError as absent:
+        return absent.location, None
+    except StoreError as error:
+        return None, str(error)
 
 
 def _unwritable(folder: Path) -> str | None:

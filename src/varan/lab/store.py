@@ -21,9 +21,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from . import _queries, _schema, provenance
 from ._database import (
     FILE,
+    NoStoreError,
     StoreError,
     database,
-    no_store,
     write_ahead,
 )
 from ._migrations import SCHEMA, NewerSchemaError, migrate, version
@@ -40,6 +40,7 @@ from .catalogue import Row
 __all__ = [
     "FILE",
     "SCHEMA",
+    "NoStoreError",
     "RaceRecord",
     "Record",
     "RunSummary",
@@ -90,7 +91,7 @@ class Store:
         try:
             if existing:
                 if version(connection) == 0:
-                    raise no_store(self.location)
+                    raise NoStoreError(self.location)
                 migrate(connection)
             else:
                 write_ahead(connection)
@@ -113,9 +114,10 @@ class Store:
             reason = f"a damaged record: {self._database.reason(error)}"
         else:
             return
+        remedy = "Free or repair it" if self.path else "Check the server and the URL"
         raise StoreError(
-            f"The store {self.location} cannot be {action} ({reason}). Free or repair "
-            "it, or choose another one with --store."
+            f"The store {self.location} cannot be {action} ({reason}). {remedy}, or "
+            "choose another one with --store."
         ) from None
 
     def __enter__(self) -> Self:
