@@ -41,3 +41,9 @@ def toys(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "toys"))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     return make_row
+
+
+@pytest.fixture(scope="session")
+def make_toy():
+    """`make_row`, for fixtures that outlive a test."""
+    return make_row

@@ -13,6 +13,8 @@ import typer
 from ._common import FAILED, INTERRUPTED, USAGE
 from ._doctor import doctor
 from ._list import list_rows, show
+from ._race import race
+from ._report import report
 from ._run import run
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "app", "main"]
@@ -32,7 +34,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_rows)
-for _verb in (show, run, doctor):
+for _verb in (show, run, race, report, doctor):
     app.command()(_verb)
 
 

@@ -76,7 +76,7 @@ class RaceResult:
         ]
         for name in sorted(self.wall, key=self.median):
             ratio, low, high = self.ratio(name)
-            wall, cpu = _seconds(self.median(name)), _seconds(_median(self.cpu[name]))
+            wall, cpu = seconds(self.median(name)), seconds(_median(self.cpu[name]))
             lines.append((name, wall, cpu, f"{ratio:.3g}", f"[{low:.3g}, {high:.3g}]"))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
@@ -93,6 +93,7 @@ def race(
     repeats: int = 7,
     warmup: int = 1,
     reference: str | None = None,
+    report: Callable[[int, str, float, float], None] = lambda *_: None,
 ) -> RaceResult:
     """Runs the contestants in turns and times each.
 
@@ -105,6 +106,8 @@ def race(
         warmup: Rounds before the timed ones, for compilation and caches.
         reference: The contestant that the others are compared with; the first one when
             left out.
+        report: Told of every timed call as soon as it is over: its round (from 0), the
+            contestant, its wall-clock and its processor seconds.
 
     Returns:
         The times, medians and ratios.
@@ -138,10 +141,11 @@ def race(
     answers: dict[str, Any] = {}
     for turn in range(warmup + repeats):
         for name in order.sample(names, len(names)):
-            answers[name], seconds, processor = _timed(contestants[name])
+            answers[name], seconds, processor = timed(contestants[name])
             if turn >= warmup:
                 wall[name].append(seconds)
                 cpu[name].append(processor)
+                report(turn - warmup, name, seconds, processor)
     return RaceResult(wall, cpu, reference, answers)
 
 
@@ -197,7 +201,15 @@ def compile_time(fn: Callable[..., Any], *args: Any) -> CompileTime:
     )
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Calls a function and waits for its answer, arrays of JAX included.
+
+    Args:
+        run: A function without arguments.
+
+    Returns:
+        The answer, and the wall-clock and processor seconds that it took.
+    """
     processor, start = time.process_time(), time.perf_counter()
     answer = run()
     # Only a process that has loaded JAX can have been handed its arrays.
@@ -214,7 +226,8 @@ def _median(values: list[float]) -> float:
     return (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A time with the unit that suits it."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"

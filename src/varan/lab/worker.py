@@ -9,30 +9,27 @@ error. The seeds share one process, and so its compiled functions.
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import os
 import queue
-import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 
 from varan.claims import Curve, Measurements
 
 from . import provenance
+from .channel import failure, listen, send, take_stdout
 
 Experiment = Callable[[Mapping[str, Any], int], Measurements]
 
 
 def main() -> None:
     """Reads the job, measures each seed, reports each at once."""
-    channel = _take_stdout()
+    channel = take_stdout()
     orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    threading.Thread(target=listen, args=(orders,), daemon=True).start()
     job = orders.get()
     compiling = _CompileClock()
     try:
@@ -43,10 +40,10 @@ def main() -> None:
     hashes: dict[str, str] = {}
     while (seed := orders.get()["seed"]) is not None:
         if isinstance(experiment, Exception):
-            event = {"event": "failed", **_failure(experiment)}
+            event = {"event": "failed", **failure(experiment)}
         else:
             event = _measure(experiment, job, seed, hashes, compiling)
-        _send(channel, {**event, "seed": seed})
+        send(channel, {**event, "seed": seed})
 
 
 def _measure(
@@ -63,7 +60,7 @@ def _measure(
         measured = encode(experiment(dict(job["settings"]), seed))
         event = {"event": "measured", **measured}
     except Exception as error:
-        event = {"event": "failed", **_failure(error)}
+        event = {"event": "failed", **failure(error)}
     event["wall_s"] = time.perf_counter() - wall
     event["cpu_s"] = time.process_time() - cpu
     event["compile_s"] = compiling.seconds()
@@ -157,16 +154,6 @@ def _encode_curve(curve: Curve) -> dict[str, Any]:
     return plain
 
 
-def _failure(error: Exception) -> dict[str, str]:
-    silence = "out of memory" if isinstance(error, MemoryError) else "no message"
-    text = str(error).strip() or silence
-    name = type(error).__name__
-    return {
-        "message": f"{name}: {text.splitlines()[0]}",
-        "detail": "".join(traceback.format_exception(error)),
-    }
-
-
 def _peak_memory_mib() -> float | None:
     """The largest memory this process has held so far, in MiB."""
     try:
@@ -176,31 +163,6 @@ def _peak_memory_mib() -> float | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kibibytes on Linux, bytes on macOS.
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _take_stdout() -> IO[str]:
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return channel
-
-
-def _send(channel: IO[str], event: Mapping[str, Any]) -> None:
-    channel.write(json.dumps(event, allow_nan=False) + "\n")
-    channel.flush()
-
-
-def _listen(orders: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Passes on each line of standard input; at its end the parent is gone."""
-    # Read below Python's buffer, whose lock a waiting thread would hold at shutdown.
-    rest = b""
-    while chunk := os.read(0, 2**16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            orders.put(json.loads(line))
-    # Nobody is left to store a measurement: end what the experiment has started, too.
-    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
 
 
 if __name__ == "__main__":
