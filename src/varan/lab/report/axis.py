@@ -1,0 +1,109 @@
+"""Axes of the drawings: where a value stands, and which values are named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .numbers import number, power_of_ten
+
+# A drawing never needs more, and spans of such values do not overflow.
+_LARGEST = 1e300
+_PADDING = 0.04
+_TICKS = 6
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic axis between two places of a drawing.
+
+    Args:
+        low: The smallest value shown; its logarithm on a logarithmic axis.
+        high: The largest value shown, likewise.
+        log: Whether it is logarithmic.
+        start: The place of `low`.
+        end: The place of `high`.
+    """
+
+    low: float
+    high: float
+    log: bool
+    start: float
+    end: float
+
+    def place(self, value: float) -> float | None:
+        """Where a value stands; `None` when the axis cannot show it."""
+        if not math.isfinite(value) or (self.log and value <= 0):
+            return None
+        inner = math.log10(value) if self.log else value
+        inner = min(max(inner, -_LARGEST), _LARGEST)
+        share = (inner - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of the values that the axis names."""
+        values = self._decades() if self.log else self._steps(self.low, self.high)
+        found = []
+        for value, text in values:
+            place = self.place(value)
+            if place is not None:
+                found.append((place, text))
+        return found
+
+    def _steps(self, low: float, high: float) -> Iterable[tuple[float, str]]:
+        rough = (high - low) / _TICKS
+        size = 10 ** math.floor(math.log10(rough))
+        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+        first, last = math.ceil(low / step), math.floor(high / step)
+        for turn in range(first, last + 1):
+            value = turn * step
+            yield value, number(value)
+
+    def _decades(self) -> Iterable[tuple[float, str]]:
+        first, last = math.ceil(self.low), math.floor(self.high)
+        if last - first >= 2:
+            stride = math.ceil((last - first + 1) / _TICKS)
+            # Multiples of the stride, so that zero is among them where it is shown.
+            for power in range(-(-first // stride) * stride, last + 1, stride):
+                yield 10.0**power, power_of_ten(power)
+        elif self.high - self.low > 0.7:
+            for power in range(first - 1, last + 1):
+                for factor in (1, 2, 5):
+                    value = factor * 10.0**power
+                    if self.low <= math.log10(value) <= self.high:
+                        yield value, number(value)
+        else:
+            yield from self._steps(10**self.low, 10**self.high)
+
+
+def fit(values: Iterable[float], log: bool, start: float, end: float) -> Axis | None:
+    """The axis that shows all values that can be shown; `None` when none can.
+
+    Args:
+        values: The values.
+        log: Whether the axis is logarithmic: then only positive values can be shown.
+        start: The place of the smallest value.
+        end: The place of the largest.
+
+    Returns:
+        The axis, with a little room at both ends.
+
+    Example:
+        >>> from varan.lab.report.axis import fit
+        >>> fit([0.0, 10.0], False, 0.0, 100.0).ticks()[0][1]
+        '0'
+    """
+    shown = [
+        math.log10(value) if log else min(max(value, -_LARGEST), _LARGEST)
+        for value in values
+        if math.isfinite(value) and (value > 0 or not log)
+    ]
+    if not shown:
+        return None
+    low, high = min(shown), max(shown)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        room = 0.5 if log else (0.5 * abs(low) or 1.0)
+    else:
+        room = _PADDING * (high - low)
+    return Axis(low - room, high + room, log, start, end)
