@@ -64,10 +64,13 @@ class ScaleResult:
         ]
 
     @property
-    def notes(self) -> list[str]:
-        """What the experiment wants a reader to know, each note once."""
-        every = (note for record in self.records.values() for note in record.notes)
-        return list(dict.fromkeys(every))
+    def notes(self) -> dict[str, list[int]]:
+        """What the experiment wants a reader to know: each note and its seeds."""
+        found: dict[str, list[int]] = {}
+        for seed, record in self.records.items():
+            for note in record.notes:
+                found.setdefault(note, []).append(seed)
+        return found
 
     @property
     def quantities(self) -> list[str]:

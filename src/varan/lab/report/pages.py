@@ -94,11 +94,17 @@ class Pages:
         )
 
     def _scoreboard(self, topics: dict[str, list[RowResult]]) -> tuple[str, str]:
+        built = [
+            name
+            for name, rows in topics.items()
+            if any(entry.row.state == "built" for entry in rows)
+        ]
         boards = [
             {
                 "scale": scale,
                 "counts": self._results.counts(scale),
-                "topics": {name: count(rows, scale) for name, rows in topics.items()},
+                "topics": {name: count(topics[name], scale) for name in built},
+                "empty": [name for name in topics if name not in built],
                 "run": sum(
                     any(result.scale == scale for result in entry.scales)
                     for entry in self._results.rows
