@@ -173,8 +173,10 @@ class Scripted:
     def __init__(self, says):
         self.says = says
         self.given = []
+        self.started = 0
 
     def start(self, job, inbox):
+        self.started += 1
         worker = ScriptedWorker(self, job["row"], inbox)
         inbox.put((worker, {"event": "ready", "environment": {}}))
         return worker
@@ -228,6 +230,18 @@ def test_rows_come_before_the_sharing_of_rows(toys, opened):
     # A fourth worker helps where most seeds wait.
     assert script.given[:4] == [("a", 0), ("b", 0), ("c", 0), ("a", 1)]
     assert sorted(script.given[4:]) == [("a", 2), ("c", 1)]
+
+
+@pytest.mark.parametrize("compiling, workers", [(9.9, 1), (0.1, 2)])
+def test_a_row_is_shared_where_that_pays(toys, opened, compiling, workers):
+    """Its first seed was measured earlier, so it is known what compiling costs."""
+    times = {"wall_s": 10.0, "compile_s": compiling}
+    script = Scripted(lambda seed: {**measured(), **times})
+    row = toys(seeds=3)
+    run([row], "laptop", opened, seeds=1, executor=script)
+    opened.current = lambda row, scale: {r.seed: r for r in opened.records()}
+    run([row], "laptop", opened, jobs=3, executor=script)
+    assert script.started == 1 + workers
 
 
 def test_a_machine_that_must_not_measure_ends_the_run(toys, opened):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,18 +112,20 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _executor(on: str | None) -> AbstractContextManager[Executor]:
-    from ..lab.processes import Processes
-
+@contextmanager
+def _executor(on: str | None) -> Iterator[Executor]:
     if on is None:
-        return nullcontext(Processes())
+        from ..lab.processes import Processes
+
+        yield Processes()
+        return
     if on != "ray" and not on.startswith("ray://"):
-        fail(
-            f"There is no {on!r} to run on.", "Write --on ray or --on ray://HOST:PORT."
-        )
+        fail(f"There is no {on!r} to run on.", "Write `ray` or `ray://HOST:PORT`.")
     from ..lab.cluster import Cluster
 
-    return Cluster(on)
+    # What Ray itself has to say is no result.
+    with redirect_stdout(sys.stderr), Cluster(on) as cluster:
+        yield cluster
 
 
 def _measure(

@@ -50,7 +50,6 @@ class Cluster:
         if self._connected:
             _connect(address)
         self._ray = ray
-        self._expected = _state()
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(_Remote)
         self.jobs = int(ray.cluster_resources().get("CPU", 0))
         if not self.jobs:
@@ -78,7 +77,7 @@ class Cluster:
             job: What `job_of` returns.
             inbox: Where its messages go.
         """
-        return ClusterWorker(self._actor.remote(dict(job)), self._expected, inbox)
+        return ClusterWorker(self._actor.remote(dict(job)), inbox)
 
 
 class ClusterWorker:
@@ -86,14 +85,12 @@ class ClusterWorker:
 
     Args:
         actor: The handle of its `_Remote`.
-        expected: The state that its node must be in.
         inbox: Where its messages go.
     """
 
-    def __init__(self, actor: Any, expected: Mapping[str, Any], inbox: Inbox):
+    def __init__(self, actor: Any, inbox: Inbox):
         self._actor = actor
         self._inbox = inbox
-        self._expected = expected
         self._when(actor.state.remote(), self._ready)
 
     def give(self, seed: int | None) -> None:
@@ -124,7 +121,8 @@ class ClusterWorker:
         reference.future().add_done_callback(done)
 
     def _ready(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        difference = _difference(self._expected, state)
+        # Compared with what is here now: a local worker, too, runs what it finds.
+        difference = _difference(_state(), state)
         if difference is None:
             return {"event": "ready", "environment": state["environment"]}
         return {

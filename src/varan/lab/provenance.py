@@ -54,7 +54,7 @@ def hash_package() -> str:
     files = sorted(
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*")
-        if file.is_file() and file.suffix != ".pyc"
+        if file.is_file() and file.parent.name != "__pycache__"
     )
     inside = [file for file in files if not file.startswith(_OUTSIDE)]
     text = json.dumps([(file, hash_source(file)) for file in inside])

@@ -31,6 +31,8 @@ TIME_LIMIT_S: Mapping[str, float] = {
     "laptop": 60 * 60,
     "paper": 72 * 60 * 60,
 }
+# What a worker needs before its first seed: Python, JAX and the method imported.
+_START_S = 2.0
 _TICK_S = 0.2
 
 
@@ -148,6 +150,19 @@ class _Work:
     # Seeds whose worker was lost through no doing of theirs, and that got another.
     again: set[int] = field(default_factory=set)
 
+    def worth_sharing(self) -> bool:
+        """Whether a further worker gains more than it costs: it compiles once more."""
+        known = [
+            (record.wall_s, record.compile_s)
+            for record in self.run.measured.values()
+            if record.wall_s is not None and record.compile_s is not None
+        ]
+        if not known:
+            return True
+        compiling = max(compile_s for _, compile_s in known)
+        running = max(wall_s - compile_s for wall_s, compile_s in known)
+        return len(self.waiting) * running / self.workers > _START_S + compiling
+
 
 @dataclass
 class _Task:
@@ -221,9 +236,12 @@ class _Session:
             return None
         waiting = [work for work in works if work.waiting]
         shared = [work for work in waiting if not work.run.row.exclusive]
+        for work in shared:
+            if not work.workers:
+                return work
         if shared:
-            # Rows without a worker come first, in the order given.
-            return max(shared, key=lambda w: len(w.waiting) if w.workers else 10**9)
+            most = max(shared, key=lambda work: len(work.waiting))
+            return most if most.worth_sharing() else None
         # What measures time runs alone, when everything else is through.
         return waiting[0] if waiting and not self.active else None
 
