@@ -13,6 +13,7 @@ ROOT = PACKAGE.parents[1]
 _NO_TOPICS = {
     "core",
     "operators",
+    "problems",
     "nets",
     "data",
     "train",

@@ -6,11 +6,12 @@ from _source import TOPICS, imports, modules
 # What each part may import besides itself. Topics: the mathematics decides, but never
 # in a circle, and never another topic's private modules.
 _CORE = {"core", "_lazy"}
-_BASE = _CORE | {"operators", "nets", "data"}
+_BASE = _CORE | {"operators", "problems", "nets", "data"}
 _MAY = {
     "_lazy": set(),
     "core": _CORE,
     "operators": _CORE,
+    "problems": _CORE | {"operators"},
     "nets": _CORE | {"operators"},
     "data": _CORE,
     "train": _BASE,

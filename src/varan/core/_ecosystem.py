@@ -86,7 +86,8 @@ class FromOptimistix(Solver):
     """An optimistix solver as a solver: its step, varan's stopping.
 
     A minimiser gets the problem's `value`, a fixed-point solver the map of a
-    `FixedPoint`, and a root finder or least-squares solver the condition. Its own
+    `FixedPoint`, a least-squares solver the `residuals` of a `LeastSquares`, and a root
+    finder (or a least-squares solver on anything else) the condition. Its own
     tolerances are not consulted: the run stops when the problem's condition is met.
     One evaluation a step for the method and one for the condition.
 
@@ -134,6 +135,8 @@ class FromOptimistix(Solver):
             function = problem.value
         elif isinstance(self.solver, optx.AbstractFixedPointSolver):
             function = problem.apply
+        elif isinstance(self.solver, optx.AbstractLeastSquaresSolver):
+            function = getattr(problem, "residuals", problem.condition)
         else:
             function = problem.condition
         return lambda x, _: (jax.tree_util.tree_map(jnp.asarray, function(x)), None)

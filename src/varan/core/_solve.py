@@ -65,7 +65,7 @@ def solve(
         A `Solution`. Read its `status`: `CONVERGED`, `STEP_LIMIT`, `STALLED` (the
         iterates stopped moving above `tol`, as when `tol` is below what the dtype
         can reach), `DIVERGED` (NaN or infinity; `x` is the last finite iterate), or
-        `INFEASIBLE`.
+        `INFEASIBLE` or `UNBOUNDED` (proved by the solver).
 
     Raises:
         NotImplementedError: Inside `jax.shard_map` with `check_vma=True`.

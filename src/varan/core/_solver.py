@@ -26,7 +26,7 @@ class State(eqx.Module):
         evaluations: How many times the step that made this state evaluated the
             condition (or something as costly, such as a gradient).
         status: `Status.RUNNING`, or the reason why the solver must stop here
-            (`DIVERGED`, `STALLED`, `INFEASIBLE`).
+            (`DIVERGED`, `STALLED`, `INFEASIBLE`, `UNBOUNDED`).
     """
 
     x: PyTree[Array]

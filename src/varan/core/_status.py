@@ -18,6 +18,7 @@ class Status(enum.IntEnum):
     STALLED = 3
     DIVERGED = 4
     INFEASIBLE = 5
+    UNBOUNDED = 6
 
     @property
     def advice(self) -> str:
@@ -42,5 +43,9 @@ _ADVICE = {
         "the condition became NaN or infinite; check the data, start nearer, or use "
         "a smaller step."
     ),
-    Status.INFEASIBLE: "the solver proved that no solution exists.",
+    Status.INFEASIBLE: "the solver proved that no point meets the constraints.",
+    Status.UNBOUNDED: (
+        "the solver proved that the objective falls without bound over the feasible "
+        "points."
+    ),
 }

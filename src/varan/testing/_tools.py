@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ..core import FixedPoint, Problem, Root, Smooth
+from ..problems import Composite, SetConstrained
 
 
 def difference(function, point, direction, step=1e-3):
@@ -101,16 +102,27 @@ class _Seeming(Problem):
 MOTIONS = ("shift", "scale", "permutation", "reflection")
 
 
+# The functions that a problem is made of, and what they return. A proximal operator
+# moves likewise under motions that keep distances.
+_PULLS: dict[type[Problem], dict[str, Any]] = {
+    Smooth: {"objective": "scalar"},
+    FixedPoint: {"function": "point"},
+    Root: {"function": "vector"},
+    Composite: {"objective": "scalar", "proximal": "point", "nonsmooth": "scalar"},
+    SetConstrained: {"objective": "scalar", "projection": "point"},
+}
+
+
 def moved(problem: Problem, view: View) -> Problem:
-    for kind, name, pull in (
-        (Smooth, "objective", "scalar"),
-        (FixedPoint, "function", "point"),
-        (Root, "function", "vector"),
-    ):
-        if isinstance(problem, kind):
-            seen = _Seen(getattr(problem, name), view, pull)
-            return eqx.tree_at(lambda p, n=name: getattr(p, n), problem, seen)
-    return _Seeming(problem, view)
+    pulls = next((p for kind, p in _PULLS.items() if isinstance(problem, kind)), None)
+    if pulls is None:
+        return _Seeming(problem, view)
+    for name, pull in pulls.items():
+        function = getattr(problem, name)
+        if function is not None:
+            seen = _Seen(function, view, pull)
+            problem = eqx.tree_at(lambda p, n=name: getattr(p, n), problem, seen)
+    return problem
 
 
 @functools.cache
