@@ -5,6 +5,7 @@ Nothing numerical is imported before a verb needs it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -15,6 +16,7 @@ from ._doctor import doctor
 from ._list import list_rows, show
 from ._race import race
 from ._report import report
+from ._results import results
 from ._run import run
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "app", "main"]
@@ -34,7 +36,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_rows)
-for _verb in (show, run, race, report, doctor):
+for _verb in (show, run, results, race, report, doctor):
     app.command()(_verb)
 
 
@@ -47,6 +49,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("VARAN_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or "standard output"
+            typer.echo(f"varan: {where}: {error.strerror}.", err=True)
+            sys.exit(FAILED)
         typer.echo(f"varan: unexpected {type(error).__name__}: {error}", err=True)
         typer.echo("This is a bug; VARAN_DEBUG=1 shows where.", err=True)
         sys.exit(FAILED)

@@ -103,7 +103,6 @@ def runs() -> sa.Select[Any]:
             sa.func.max(_M.id).label("last"),
             sa.func.min(_M.taken).label("began"),
             sa.func.max(_M.taken).label("ended"),
-            sa.func.count(_M.row.distinct()).label("rows"),
             total(sa.case((MEASURED, 1), else_=0)).label("measured"),
             total(sa.case((MEASURED, 0), else_=1)).label("failed"),
             sa.func.coalesce(total(_M.wall_s), 0.0).label("wall_s"),

@@ -135,8 +135,7 @@ class RunSummary:
         run: Its id; `None` gathers the measurements from before runs had ids.
         began: When its first record was stored (UTC).
         ended: When its last record was stored (UTC).
-        scales: The scales it ran at, in alphabetical order.
-        rows: How many rows it has records of.
+        covers: The rows and scales that it has records of, in alphabetical order.
         measured: How many seeds it measured.
         failed: How many seeds failed.
         wall_s: Seconds of all its seeds together.
@@ -146,12 +145,21 @@ class RunSummary:
     run: str | None
     began: str
     ended: str
-    scales: tuple[str, ...]
-    rows: int
+    covers: tuple[tuple[str, str], ...]
     measured: int
     failed: int
     wall_s: float
     environment: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has records of."""
+        return len({row for row, _ in self.covers})
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """The scales it ran at, in alphabetical order."""
+        return tuple(sorted({scale for _, scale in self.covers}))
 
     @property
     def commit(self) -> str | None:

@@ -57,6 +57,7 @@ _PATIENCE_S = 60
 _PAUSE_S = 1.0
 
 _M = MEASUREMENTS.c
+_NO_CURVES = sa.literal("[]").label("curves")
 
 
 class Store:
@@ -192,9 +193,13 @@ class Store:
         ids = _queries.newest(_M.row == row, _M.scale == scale)
         return _by_seed(self._read(_M.id.in_(ids)))
 
-    def newest_all(self) -> ByRow:
-        """What `newest` gives, for every row and scale at once."""
-        return _by_row(self._read(_M.id.in_(_queries.newest())))
+    def newest_all(self, *, curves: bool = True) -> ByRow:
+        """What `newest` gives, for every row and scale at once.
+
+        Args:
+            curves: Whether to read the curves, most of what a store holds.
+        """
+        return _by_row(self._read(_M.id.in_(_queries.newest()), curves=curves))
 
     def failing(self) -> ByRow:
         """By row, scale and seed, the failures that nothing newer has made good.
@@ -204,7 +209,7 @@ class Store:
         """
         return _by_row(self._read(_M.id.in_(_queries.failing())))
 
-    def of_run(self, run: str) -> ByRow:
+    def of_run(self, run: str, *, curves: bool = True) -> ByRow:
         """What a run came to, by row, scale and seed: measurements and failures.
 
         A run takes from the store what was measured before it with the same code and
@@ -212,22 +217,27 @@ class Store:
 
         Args:
             run: The run's id.
+            curves: Whether to read the curves, most of what a store holds.
         """
-        found = _by_row(self.records(run=run))
-        known = _by_row(self._read(_M.id.in_(_queries.known_to(run))))
-        return {key: known.get(key, {}) | own for key, own in found.items()}
+        chosen: dict[tuple[str, str, int], int] = {}
+        for ids in (_queries.known_to(run), sa.select(_M.id).where(_M.run == run)):
+            query = sa.select(_M.id, _M.row, _M.scale, _M.seed).where(_M.id.in_(ids))
+            for entry in self._fetch(query.order_by(_M.id)):
+                # What it took itself is read last, and stays.
+                chosen[entry["row"], entry["scale"], entry["seed"]] = entry["id"]
+        return _by_row(self._read(_M.id.in_(chosen.values()), curves=curves))
 
     def runs(self) -> list[RunSummary]:
         """Every run that left a record, oldest first."""
-        scales: dict[str | None, list[str]] = defaultdict(list)
-        for entry in self._fetch(sa.select(_M.run, _M.scale).distinct()):
-            scales[entry["run"]].append(entry["scale"])
+        covers: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
+        for entry in self._fetch(sa.select(_M.run, _M.row, _M.scale).distinct()):
+            covers[entry["run"]].append((entry["row"], entry["scale"]))
         found = []
         for entry in self._fetch(_queries.runs()):
             fields = dict(entry)
             environment = json.loads(fields.pop("environment"))
-            ran = tuple(sorted(scales[fields["run"]]))
-            found.append(RunSummary(**fields, scales=ran, environment=environment))
+            covered = tuple(sorted(covers[fields["run"]]))
+            found.append(RunSummary(**fields, covers=covered, environment=environment))
         return found
 
     def add_race(self, record: RaceRecord) -> None:
@@ -269,8 +279,13 @@ class Store:
         with self._guarded("read"), self._engine.connect() as connection:
             return connection.execute(query).mappings().all()
 
-    def _read(self, *conditions: sa.ColumnElement[bool]) -> list[Record]:
-        query = sa.select(MEASUREMENTS).where(*conditions).order_by(_M.id)
+    def _read(
+        self, *conditions: sa.ColumnElement[bool], curves: bool = True
+    ) -> list[Record]:
+        columns: list[Any] = [
+            column if curves or column is not _M.curves else _NO_CURVES for column in _M
+        ]
+        query = sa.select(*columns).where(*conditions).order_by(_M.id)
         with self._guarded("read"):
             return [_schema.measurement(entry) for entry in self._fetch(query)]
 
