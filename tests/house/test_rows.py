@@ -8,6 +8,7 @@ import pytest
 from _source import ROOT, modules
 
 from varan.lab.catalogue import load
+from varan.lab.racing import settings_of
 
 # The papers by topic, counted in the list that the catalogue was made from.
 COUNTS = {
@@ -57,7 +58,9 @@ def test_every_experiment_has_a_built_row():
         and name.startswith("varan.claims.")
         and not name.split(".")[-1].startswith("_")
     }
-    assert experiments == {row.module for row in BUILT}
+    races = {name for name in experiments if name.endswith("_race")}
+    assert experiments - races == {row.module for row in BUILT}
+    assert races == {f"{row.module}_race" for row in BUILT if row.race}
 
 
 @built
@@ -67,6 +70,25 @@ def test_the_experiment_has_the_agreed_form(row):
     text = (module.__doc__ or "").lower()
     for word in ("claim", "refute"):
         assert word in text, f"the docstring of {row.module} names no {word!r}"
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in BUILT if row.race], ids=lambda row: row.id
+)
+def test_the_race_has_the_agreed_form(row):
+    module = importlib.import_module(f"{row.module}_race")
+    assert list(inspect.signature(module.heats).parameters) == ["settings"]
+    assert row.race and "quick" in row.race
+    for quick in (False, True):
+        # Naming the heats costs next to nothing: instances are made when they are run.
+        heats = list(module.heats(settings_of(row, quick=quick)))
+        assert heats and len({heat.name for heat in heats}) == len(heats)
+    for heat in heats:
+        names = [contestant.name for contestant in heat.contestants]
+        assert len(set(names)) == len(names)
+        assert heat.contestants[0].package is None, "ours comes first"
+        packages = {contestant.package for contestant in heat.contestants}
+        assert set(row.peers) <= packages, f"a peer of {row.id} does not race"
 
 
 @built

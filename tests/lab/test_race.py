@@ -6,7 +6,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from varan.lab.race import CompileTime, compile_time, race
+from varan.lab.race import CompileTime, compile_time, race, ratio_interval
 
 
 def test_ratios_are_against_the_reference():
@@ -45,6 +45,22 @@ def test_answers_are_kept_for_comparison():
     result = race({"a": lambda: jnp.ones(3) * 2.0, "b": lambda: 7}, repeats=1)
     assert result.answers["b"] == 7
     assert result.answers["a"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_every_timed_call_is_reported():
+    told = []
+    race({"a": int, "b": str}, repeats=2, report=lambda *call: told.append(call))
+    assert [turn for turn, *_ in told] == [0, 0, 1, 1]
+    assert {name for _, name, *_ in told} == {"a", "b"}
+    assert all(wall >= 0 and cpu >= 0 for *_, wall, cpu in told)
+
+
+def test_a_ratio_and_its_inverse_have_inverse_intervals():
+    ratios = [0.5, 4.0, 1.0]
+    ratio, low, high = ratio_interval(ratios)
+    assert ratio == 1.0 and 0.0 < low < 0.5 and high > 4.0
+    inverse = ratio_interval([1 / ratio for ratio in ratios])
+    assert inverse == pytest.approx((1 / ratio, 1 / high, 1 / low))
 
 
 def test_bad_races_are_refused():

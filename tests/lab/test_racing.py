@@ -86,7 +86,7 @@ def test_wrong_answers_are_flagged_and_do_not_win(good):
         False,
         False,
     )
-    assert "wrong missed the accuracy: distance 5.0e-01, not 1e-06." in record.remarks
+    assert "Missed the distance of 1e-06: wrong 5.0e-01, nan nan." in record.remarks
     order = [entry.name for entry in standings(record)]
     assert order.index("ours") == 0 and order.index("slow") < order.index("wrong")
     assert set(order[-2:]) == {"raises", "raises later"}

@@ -8,10 +8,11 @@ measures it apart.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +50,7 @@ class RaceResult:
         over rounds. Above 1 the contestant is faster than the reference.
         """
         pairs = zip(self.wall[self.reference], self.wall[name], strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs]
-        low, high = confidence_interval(ratios, "median")
-        return _median(ratios), low, high
+        return ratio_interval([ours / theirs for ours, theirs in pairs])
 
     def to_dict(self) -> dict[str, Any]:
         """The race as plain data, ready for JSON; the answers are left out."""
@@ -201,6 +200,28 @@ def compile_time(fn: Callable[..., Any], *args: Any) -> CompileTime:
     )
 
 
+def ratio_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The median of ratios, one a round, and its 95 % interval.
+
+    Both are of their logarithms: a ratio and its inverse have inverse intervals, and
+    no interval of few rounds reaches below zero.
+
+    Args:
+        ratios: Positive ratios.
+
+    Returns:
+        The median, the lower and the upper end.
+
+    Example:
+        >>> from varan.lab.race import ratio_interval
+        >>> ratio_interval([2.0, 2.0])
+        (2.0, 2.0, 2.0)
+    """
+    logs = [math.log(ratio) for ratio in ratios]
+    low, high = confidence_interval(logs, "median")
+    return math.exp(_median(logs)), math.exp(low), math.exp(high)
+
+
 def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
     """Calls a function and waits for its answer, arrays of JAX included.
 
@@ -218,7 +239,7 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:
     return answer, time.perf_counter() - start, time.process_time() - processor
 
 
-def _median(values: list[float]) -> float:
+def _median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     middle = len(ordered) // 2
     if len(ordered) % 2:

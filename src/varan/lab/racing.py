@@ -217,13 +217,14 @@ class _Heat:
         )
 
     def missed(self) -> list[str]:
-        """A sentence for each answer that is not as accurate as it was to be."""
-        return [
-            f"{name} missed the accuracy: {self.about['measure']} "
-            f"{entry['error']:.1e}, not {self.about['tolerance']:.0e}."
+        """Whose answers are not as accurate as they were to be, in a sentence."""
+        errors = [
+            f"{name} {entry['error']:.1e}"
             for name, entry in self.contestants.items()
             if entry["met"] is False
         ]
+        asked = f"{self.about['measure']} of {self.about['tolerance']:g}"
+        return [f"Missed the {asked}: {', '.join(errors)}."] if errors else []
 
 
 def _entry(message: Mapping[str, Any]) -> dict[str, Any]:

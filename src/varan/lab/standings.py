@@ -13,9 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .race import seconds
+from .race import ratio_interval, seconds
 from .store import RaceRecord
-from .verdict import confidence_interval
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,10 @@ def _standing(name: str, entry: Mapping[str, Any], ours: Sequence[float]) -> Sta
         # What was timed once was timed outside the rounds: it has no pairs.
         paired = len(wall) == len(ours)
         base = ours if paired else [statistics.median(ours)]
-        ratios = [theirs / mine for theirs, mine in zip(wall, base, strict=True)]
-        ratio = statistics.median(ratios)
-        if len(ratios) > 1:
-            interval = confidence_interval(ratios, "median")
+        pairs = zip(wall, base, strict=True)
+        ratio, *ends = ratio_interval([theirs / mine for theirs, mine in pairs])
+        if len(wall) > 1:
+            interval = ends[0], ends[1]
     return Standing(
         name=name,
         package=entry.get("package"),
@@ -143,26 +142,38 @@ def show(console: Console, record: RaceRecord) -> None:
     """
     console.print()
     console.print(Text(record.heat, "bold"))
-    console.print(_table(record))
+    found = standings(record)
+    console.print(_table(record, found))
+    _say(console, _conditions(record, found))
     for name, reason in record.skipped.items():
         _say(console, f"{name} skipped: {reason}")
     for remark in record.remarks:
         _say(console, remark)
 
 
-def _table(record: RaceRecord) -> Table:
+def _conditions(record: RaceRecord, found: Sequence[Standing]) -> str:
+    rounds = max((entry.rounds for entry in found), default=0)
+    threads = record.environment.get("threads", "default")
+    peers = sorted(
+        {f"{e.package} {e.version or ''}".strip() for e in found if e.package}
+    )
+    return (
+        f"{rounds} round{'' if rounds == 1 else 's'}, threads: {threads}; "
+        f"peers: {', '.join(peers) or 'none'}."
+    )
+
+
+def _table(record: RaceRecord, found: Sequence[Standing]) -> Table:
     table = Table(pad_edge=False, show_edge=False)
-    table.add_column("contestant", overflow="fold", min_width=16)
-    table.add_column("package", overflow="fold")
+    table.add_column("contestant", overflow="fold", min_width=20)
     for name in ("wall", "processor", f"x {record.reference}", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("compiling", justify="right", no_wrap=True)
-    table.add_column(record.settings.get("measure", "error"), justify="right")
-    for entry in standings(record):
-        package = f"{entry.package} {entry.version or ''}" if entry.package else "varan"
+    measure = record.settings.get("measure", "error")
+    table.add_column(measure, justify="right", min_width=14)
+    for entry in found:
         table.add_row(
             Text(entry.name, "bold" if entry.name == record.reference else ""),
-            Text(package.strip()),
             Text("failed", "red") if entry.wall_s is None else seconds(entry.wall_s),
             "" if entry.cpu_s is None else seconds(entry.cpu_s),
             "" if entry.ratio is None else f"{entry.ratio:.3g}",

@@ -24,7 +24,7 @@ def raising(after):
     calls = []
 
     def call():
-        calls.append(1)
+        calls.append(time.sleep(0.025))
         if len(calls) > after:
             raise RuntimeError("it broke\nsecond line")
         return 2.0
@@ -43,7 +43,7 @@ def killed():
     calls = []
 
     def call():
-        calls.append(1)
+        calls.append(time.sleep(0.025))
         if len(calls) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
         return 2.0
@@ -56,7 +56,7 @@ def waiting():
     calls = []
 
     def call():
-        calls.append(1)
+        calls.append(time.sleep(0.025))
         if len(calls) > 3:
             time.sleep(600)
         return 2.0
