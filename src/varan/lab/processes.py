@@ -35,7 +35,7 @@ class Processes:
 
     def __init__(self):
         self.jobs = min(2, provenance.cores())
-        self._environment = provenance.environment()
+        self.environment = provenance.environment()
 
     def start(self, job: Mapping[str, Any], inbox: Inbox) -> ProcessWorker:
         """Starts one.
@@ -45,7 +45,7 @@ class Processes:
             inbox: Where its messages go.
         """
         worker = ProcessWorker(job, inbox)
-        inbox.put((worker, {"event": "ready", "environment": self._environment}))
+        inbox.put((worker, {"event": "ready", "environment": self.environment}))
         return worker
 
 

@@ -49,6 +49,7 @@ class RunProgress:
         self._wanted = {row.id: seeds or row.scales[scale].seeds for row in rows}
         self._done = dict.fromkeys(self._wanted, 0)
         self._reused = self._failed = 0
+        self._started: dict[str, float] = {}
         self._running: dict[tuple[str, int], float] = {}
         self._live = Live(
             get_renderable=self._picture,
@@ -72,7 +73,10 @@ class RunProgress:
             self._reused += len(event.seeds)
             self._say(f"{name}: {_seeds(event.seeds)} measured earlier")
         elif event.kind == "started":
+            self._started[name] = self._clock()
             self._say(f"{name}: measuring {_seeds(event.seeds)}")
+        elif event.kind == "finished":
+            self._finished(name)
         elif event.kind == "began":
             self._running[name, event.seeds[0]] = self._clock()
         elif event.record is not None:
@@ -96,6 +100,13 @@ class RunProgress:
             f"{_span(self._clock() - self._began)}"
             + (f", about {_span(left)} left)" if left else ")")
         )
+
+    def _finished(self, name: str) -> None:
+        # In lines, each of its seeds has been told of.
+        if self._console.is_terminal:
+            spent = _span(self._clock() - self._started[name])
+            line = f"{name}: through after {spent}"
+            self._console.print(line, style="dim", markup=False, highlight=False)
 
     def _left(self) -> float | None:
         """Seconds left, if the seeds to come take as long as those of this run."""
