@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, git and make. README.md names the plain-shell equivalents.
 
-.PHONY: claims test environment lock
+.PHONY: claims test docs environment lock
 
 # Runs every built claim at laptop scale: verdicts, intervals, plots.
 claims: environment
@@ -9,6 +9,10 @@ claims: environment
 # Lint, format, types, docstring examples, unit tests, every row at smoke scale.
 test: environment
 	@scripts/test
+
+# The documentation site, under build/docs.
+docs: environment
+	@scripts/docs
 
 environment:
 	@scripts/environment
