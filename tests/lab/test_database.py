@@ -6,7 +6,9 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
+from varan.lab.runner import run
 from varan.lab.store import FILE, Record, Store, StoreError
 
 
@@ -110,3 +112,25 @@ def test_a_full_disk(filled):
             opened.add(replace(record(1), detail="x" * 100_000))
         assert len(opened.records()) == 1
     assert seeds_in(filled) == [0]
+
+
+def test_a_run_on_a_full_disk_ends_in_order_and_goes_on_later(toys, tmp_path):
+    row = toys(seeds=3)
+    with Store(tmp_path) as opened:
+        grown = []
+
+        @sa.event.listens_for(opened._engine, "commit")
+        def fill(connection):
+            grown.append(connection)
+            # After the first measurement not a page is free.
+            connection.exec_driver_sql("PRAGMA max_page_count = 1")
+
+        with pytest.raises(StoreError, match=r"cannot be written \(.*full"):
+            run([row], "laptop", opened, jobs=1)
+        assert grown
+        kept = seeds_in(tmp_path)
+        assert 1 <= len(kept) < 3
+    # Space is made: the same call goes on from there.
+    with Store(tmp_path) as opened:
+        (again,) = run([row], "laptop", opened, jobs=1)
+        assert (again.reused, set(again.measured)) == (len(kept), {0, 1, 2})
