@@ -15,11 +15,15 @@ from varan.lab.store import Store
 
 LAB = Path(__file__).parent / "lab"
 _SCRIPT = """
-    import sys
+    import os, sys
     sys.path.insert(0, {lab!r})
     from conftest import make_row
     from varan import cli
-    from varan.lab import catalogue
+    from varan.lab import catalogue, store
+    if "FULL_DISK" in os.environ:
+        def add_race(self, record):
+            raise store.StoreError("The store cannot be written (disk full).")
+        store.Store.add_race = add_race
     race = {{"repeats": 5, "limit_s": 1.0, "quick": {{"repeats": 2}}}}
     rows = tuple(
         make_row("good", id="toy-" + toy, number=number, race={{"toy": toy, **race}})
@@ -108,6 +112,14 @@ def test_what_fails_has_an_exit_code_and_a_sentence(started):
     assert "ended by SIGKILL" in stderr and "after 2 of 5 rounds." in stdout
     code, stdout, _ = finished(started("toy-no ours", "--quick"))
     assert code == cli.FAILED and "ours failed: RuntimeError: it broke" in stdout
+
+
+def test_what_cannot_be_stored_is_shown(started, monkeypatch):
+    monkeypatch.setenv("FULL_DISK", "1")
+    code, stdout, stderr = finished(started("toy-good", "--quick"))
+    assert code == cli.FAILED
+    assert "The store cannot be written (disk full)." in stderr
+    assert "good, n = 1" in stdout and "5.0e-01 missed" in stdout
 
 
 # Arguments, and what must be said; all are usage errors.
