@@ -71,8 +71,8 @@ def standings(record: RaceRecord) -> list[Standing]:
         >>> from varan.lab.store import RaceRecord
         >>> times = {"ours": {"wall_s": [1.0, 2.0]}, "peer": {"wall_s": [3.0, 6.0]}}
         >>> record = RaceRecord("row", "heat", "ours", times, {}, {})
-        >>> [entry.ratio for entry in standings(record)]
-        [1.0, 3.0]
+        >>> [f"{entry.name} {entry.ratio:.2f}" for entry in standings(record)]
+        ['ours 1.00', 'peer 3.00']
     """
     ours = record.contestants.get(record.reference, {}).get("wall_s", [])
     found = [_standing(name, entry, ours) for name, entry in record.contestants.items()]
