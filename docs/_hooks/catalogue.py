@@ -114,7 +114,7 @@ def _facts(row: Row, report_url: str | None) -> str:
     entries = [
         f"Topic: [{title(row.topic)}](../topics/{row.topic}.md)",
         f"Methods: {methods}",
-        "Verdict: [measured](#measured)",
+        "Numbers and verdict: [measured](#measured)",
     ]
     if report_url:
         entries[-1] += f", [in the report]({report_url.rstrip('/')}/rows/{row.id}.html)"
