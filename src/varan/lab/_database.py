@@ -108,6 +108,7 @@ def _read_only(path: Path) -> sa.Engine:
         creator=lambda: sqlite3.connect(
             f"{path.resolve().as_uri()}?{mode}", uri=True, check_same_thread=False
         ),
+        poolclass=sa.NullPool,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,19 +12,15 @@ from rich.text import Text
 
 from ._records import RunSummary
 from .history import CheckChange, Comparison, RowChange
+from .render import COLOURS
 from .stored import OUTCOMES, StoredRow
 from .verdict import CheckVerdict
 
-_COLOURS = {
-    "held": "green",
-    "not held": "red",
-    "inconclusive": "yellow",
-    "no check": "yellow",
-    "no verdict": "yellow",
-    "failed": "bold red",
-}
 # More are counted and not named, so that what matters stays on one screen.
 _NAMED = 6
+_NUMBERS = ("seeds", "wall", "rows", "failed")
+# Columns of a screen that shows a table whole.
+_WIDE = 110
 
 
 def stored(console: Console, rows: Sequence[StoredRow], store: str) -> None:
@@ -35,26 +31,21 @@ def stored(console: Console, rows: Sequence[StoredRow], store: str) -> None:
         rows: The rows.
         store: Where the store is.
     """
-    table = _table("row", "id", "scale", "verdict", "seeds", "taken", "wall", "run")
-    table.add_column("commit")
-    for entry in rows:
-        newest = entry.newest
-        verdict = Text(entry.outcome, _COLOURS[entry.outcome])
-        if entry.stale:
-            verdict.append(", stale", "dim")
-        table.add_row(
-            f"{entry.row.number:03d}" if entry.row else "",
-            entry.id,
-            entry.scale,
-            verdict,
-            _seeds(entry),
-            _minute(newest.taken),
-            _seconds(entry.wall_s),
-            newest.run or "",
-            _commit(newest.environment.get("commit")),
-        )
-    console.print(table)
-    console.print()
+    lines = [
+        {
+            "row": f"{entry.row.number:03d}" if entry.row else "",
+            "id": entry.id,
+            "scale": entry.scale,
+            "verdict": _verdict(entry),
+            "seeds": _seeds(entry),
+            "taken": _minute(entry.newest.taken),
+            "wall": _seconds(entry.wall_s),
+            "run": entry.newest.run or "",
+            "commit": _commit(entry.newest.environment.get("commit")),
+        }
+        for entry in rows
+    ]
+    _table(console, lines, spare=("run", "commit"))
     counts = Counter(entry.outcome for entry in rows)
     found = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES if counts[name])
     _line(console, f"{_counted(len(rows), 'result')}{': ' if found else ''}{found}")
@@ -82,22 +73,21 @@ def runs(console: Console, found: Sequence[RunSummary], store: str) -> None:
         found: The runs.
         store: Where the store is.
     """
-    table = _table("run", "began", "ended", "scales", "rows", "seeds", "failed", "wall")
-    table.add_column("commit")
-    for run in found:
-        table.add_row(
-            run.run or "before runs had ids",
-            _minute(run.began),
-            _minute(run.ended),
-            ", ".join(run.scales),
-            str(run.rows),
-            str(run.measured),
-            Text(str(run.failed), "bold red" if run.failed else ""),
-            _seconds(run.wall_s),
-            _commit(run.commit),
-        )
-    console.print(table)
-    console.print()
+    lines = [
+        {
+            "run": run.run or "before runs had ids",
+            "began": _minute(run.began),
+            "ended": _minute(run.ended),
+            "scales": ", ".join(run.scales),
+            "rows": str(run.rows),
+            "seeds": str(run.measured),
+            "failed": Text(str(run.failed), "bold red" if run.failed else ""),
+            "wall": _seconds(run.wall_s),
+            "commit": _commit(run.commit),
+        }
+        for run in found
+    ]
+    _table(console, lines, spare=("ended", "commit"))
     _line(console, f"{_counted(len(found), 'run')} in {store}")
 
 
@@ -108,8 +98,7 @@ def comparison(console: Console, compared: Comparison) -> None:
         console: Where to show it.
         compared: The two runs.
     """
-    console.print(_sides(compared))
-    console.print()
+    _table(console, _sides(compared))
     changed = [row for row in compared.rows if row.outcome_changed or row.apart]
     _line(console, _tally(compared.rows))
     if changed:
@@ -136,17 +125,18 @@ def comparison(console: Console, compared: Comparison) -> None:
             _line(console, f"Measured only by {run.run}: {names}")
 
 
-def _sides(compared: Comparison) -> Table:
+def _sides(compared: Comparison) -> list[dict[str, str | Text]]:
+    """The two runs, and in what versions, machine and commit they differ."""
     before, after = compared.before, compared.after
-    table = _table("", "before", "after")
-    table.add_row("run", before.run, after.run)
-    table.add_row("began", _minute(before.began), _minute(after.began))
-    table.add_row("measured", _measured(before), _measured(after))
+    pairs: list[tuple[str, Any, Any]] = [
+        ("run", before.run, after.run),
+        ("began", _minute(before.began), _minute(after.began)),
+        ("measured", _measured(before), _measured(after)),
+    ]
     for name, old, new in compared.environment:
-        if name == "commit":
-            old, new = _commit(old), _commit(new)
-        table.add_row(name, _plain(old), _plain(new))
-    return table
+        short = _commit if name == "commit" else _plain
+        pairs.append((name, short(old), short(new)))
+    return [{"": name, "before": old, "after": new} for name, old, new in pairs]
 
 
 def _measured(run: RunSummary) -> str:
@@ -197,9 +187,9 @@ def _verdicts(row: RowChange) -> Text:
     old, new = row.before, row.after
     what = "code or settings changed" if row.code_changed else "same code"
     line = Text.assemble((f"{new.id}, {new.scale}: ", "bold"))
-    line.append(old.outcome, _COLOURS[old.outcome])
+    line.append(old.outcome, COLOURS[old.outcome])
     if old.outcome != new.outcome:
-        line.append(" → ").append(new.outcome, _COLOURS[new.outcome])
+        line.append(" → ").append(new.outcome, COLOURS[new.outcome])
     return line.append(f"  ({what}; seeds {_seeds(old)}, then {_seeds(new)})", "dim")
 
 
@@ -209,7 +199,7 @@ def _cells(check: CheckChange) -> list[Text]:
         Text(f"{declared.name} ({declared.statistic})"),
         _value(check.before),
         Text.assemble("→ ", _value(check.after)),
-        Text(f"{old} → {new}" if check.outcome_changed else new, _COLOURS[new]),
+        Text(f"{old} → {new}" if check.outcome_changed else new, COLOURS[new]),
         Text("intervals apart" if check.apart else "", "dim"),
     ]
 
@@ -218,7 +208,7 @@ def _value(verdict: CheckVerdict) -> Text:
     text = f"{verdict.value:.4g}"
     if verdict.interval:
         text += f" [{verdict.interval[0]:.4g}, {verdict.interval[1]:.4g}]"
-    return Text(text, _COLOURS[verdict.outcome])
+    return Text(text, COLOURS[verdict.outcome])
 
 
 def _differing(row: RowChange) -> str:
@@ -237,12 +227,31 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _table(*columns: str) -> Table:
+def _table(
+    console: Console,
+    lines: Sequence[Mapping[str, str | Text]],
+    spare: Sequence[str] = (),
+) -> None:
+    """A table without lines; a narrow screen does without its spare columns."""
+    if not lines:
+        return
+    columns = [name for name in lines[0] if console.width >= _WIDE or name not in spare]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        right = name in ("wall", "rows", "seeds", "failed")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    return table
+        justify = "right" if name in _NUMBERS else "left"
+        # An id is cut where even that is too wide, nothing else.
+        table.add_column(
+            name, justify=justify, no_wrap=name != "id", overflow="ellipsis"
+        )
+    for line in lines:
+        table.add_row(*(line[name] for name in columns))
+    console.print(table)
+    console.print()
+
+
+def _verdict(entry: StoredRow) -> Text:
+    verdict = Text(entry.outcome, COLOURS[entry.outcome])
+    return verdict.append(", stale", "dim") if entry.stale else verdict
 
 
 def _seeds(row: StoredRow) -> str:

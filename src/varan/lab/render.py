@@ -13,11 +13,13 @@ from rich.text import Text
 from .results import RowResult
 from .verdict import CheckVerdict
 
-_COLOURS = {
+# Of each outcome.
+COLOURS = {
     "held": "green",
     "not held": "red",
     "inconclusive": "yellow",
     "no check": "yellow",
+    "no verdict": "yellow",
     "failed": "bold red",
 }
 
@@ -35,7 +37,7 @@ def result(console: Console, row_result: RowResult) -> None:
         _indented(console, sentence)
     for record in run.failures:
         _indented(console, f"seed {record.seed} failed: {record.message}", "red")
-    colour = _COLOURS[row_result.outcome]
+    colour = COLOURS[row_result.outcome]
     console.print(f"  verdict: [{colour}]{row_result.outcome}[/]")
 
 
@@ -47,7 +49,7 @@ def summary(console: Console, results: Sequence[RowResult], store: object) -> No
             table.add_column(name, justify="right" if name == "seconds" else "left")
         for entry in results:
             run = entry.run
-            colour = _COLOURS[entry.outcome]
+            colour = COLOURS[entry.outcome]
             seconds = sum(record.wall_s or 0.0 for record in run.measured.values())
             table.add_row(
                 f"{run.row.number:03d}",
@@ -95,7 +97,7 @@ def _checks(checks: Iterable[CheckVerdict]) -> Table:
             Text(interval),
             Text(_required(verdict)),
             Text(check.source),
-            Text(verdict.outcome, _COLOURS[verdict.outcome]),
+            Text(verdict.outcome, COLOURS[verdict.outcome]),
         )
     return table
 

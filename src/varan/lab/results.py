@@ -50,8 +50,7 @@ class RowResult:
             "scale": run.scale,
             "outcome": self.outcome,
             "checks": [
-                finite(check.to_dict())
-                for check in (verdict.checks if verdict else ())
+                finite(check.to_dict()) for check in (verdict.checks if verdict else ())
             ],
             "seeds": sorted(run.measured),
             "reused": run.reused,
@@ -62,7 +61,7 @@ class RowResult:
             "wall_s": sum(record.wall_s or 0.0 for record in run.measured.values()),
             "failures": [
                 {"seed": record.seed, "message": record.message}
-                for record in run.failures
+                for record in sorted(run.failures, key=lambda record: record.seed)
             ],
             "remarks": list(verdict.remarks) if verdict else [],
             "notes": self.notes,
