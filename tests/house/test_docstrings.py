@@ -10,12 +10,7 @@ from _source import lazy_packages
 
 # Names that are not yet as they should be, and why. This list may only shrink: a name
 # that has become right must be taken off it.
-ALLOWED: dict[str, str] = {
-    "varan.Comparison": "made by `compare`, whose example shows it",
-    "varan.Solution": "made by `solve`, whose example shows it",
-    "varan.lipschitz.PiecewiseLinear": "two slopes, told by its first sentences",
-    "varan.lipschitz.SmoothCurve": "shown by the example of `register_activation`",
-}
+ALLOWED: dict[str, str] = {}
 
 
 @cache

@@ -17,6 +17,14 @@ class Comparison:
 
     Args:
         solutions: The solution of each solver, by name.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan import GradientDescent, Newton, Smooth, compare
+        >>> problem = Smooth(lambda x: jnp.sum((x - 1.0) ** 2))
+        >>> table = compare(problem, [GradientDescent(0.4), Newton()], jnp.zeros(2))
+        >>> list(table.solutions), table.rows()[1]["status"]
+        (['GradientDescent', 'Newton'], 'converged')
     """
 
     def __init__(self, solutions: dict[str, Solution]):

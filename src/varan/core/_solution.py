@@ -42,6 +42,16 @@ class Solution(eqx.Module):
         certificate: What is known of `x`.
         problem: The problem that was solved.
         tol: The tolerance that was asked for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan import GradientDescent, Smooth, solve
+        >>> problem = Smooth(lambda x: jnp.sum((x - 1.0) ** 2))
+        >>> solution = solve(problem, GradientDescent(0.4), jnp.zeros(2), tol=1e-3)
+        >>> bool(solution.converged), solution.require().round(2).tolist()
+        (True, [1.0, 1.0])
+        >>> bool(solution.trace.residual[0] > solution.residual)
+        True
     """
 
     x: PyTree[Array]

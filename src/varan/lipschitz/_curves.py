@@ -35,6 +35,20 @@ class PiecewiseLinear(NamedTuple):
 
     ReLU is (0, 1), leaky ReLU (a, 1), the absolute value (-1, 1). The Clarke
     derivative at 0 is the whole interval between the slopes.
+
+    Args:
+        negative: The slope left of zero.
+        positive: The slope right of zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.lipschitz import PiecewiseLinear
+        >>> leaky = PiecewiseLinear(0.5, 1.0)
+        >>> leaky(jnp.array([-2.0, 2.0])).tolist()
+        [-1.0, 2.0]
+        >>> low, high = leaky.slope_range(jnp.array([-1.0, 1.0]), jnp.array([2.0, 3.0]))
+        >>> low.tolist(), high.tolist()
+        ([0.5, 1.0], [1.0, 1.0])
     """
 
     negative: float
@@ -86,6 +100,16 @@ class SmoothCurve(NamedTuple):
         turns: Where its derivative changes from rising to falling or back, ascending.
         bends: Where its second derivative does.
         limits: The derivative's infimum and supremum over the whole line.
+
+    Example:
+        The derivative of the hyperbolic tangent rises up to 0 and falls beyond.
+
+        >>> import jax.numpy as jnp
+        >>> from varan.lipschitz import SmoothCurve
+        >>> curve = SmoothCurve(jnp.tanh, turns=(0.0,), bends=(-0.6585, 0.6585))
+        >>> low, high = curve.slope_range(jnp.array(-1.0), jnp.array(2.0))
+        >>> round(float(low), 3), round(float(high), 3)
+        (0.071, 1.0)
     """
 
     function: Callable[[Array], Array]
