@@ -70,6 +70,7 @@ def test_a_race_is_shown_and_stored(started, tmp_path):
     assert "  2 rounds, threads: 1; peers: numpy " in stdout
     (wrong,) = (line for line in lines if line.startswith("wrong "))
     assert wrong.rstrip().endswith("5.0e-01 missed")
+    assert "The quick race" in stdout
     assert "absent skipped: toy-peer is not installed: pip install" in stdout
     assert "raises failed: RuntimeError: it broke" in stdout
     assert lines[-1] == f"store  {tmp_path / 'results.sqlite'}"

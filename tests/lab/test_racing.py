@@ -134,7 +134,8 @@ def test_settings_are_declared_and_quick_ones_go_over_them(toys):
     race = {"repeats": 7, "sizes": [5], "quick": {"sizes": [1]}}
     row = toys(race=race)
     assert settings_of(row) == {"repeats": 7, "limit_s": 10.0, "sizes": [5]}
-    assert settings_of(row, quick=True)["sizes"] == [1]
+    quick = settings_of(row, quick=True)
+    assert (quick["sizes"], quick["repeats"], quick["quick"]) == ([1], 7, True)
     assert settings_of(row, repeats=2)["repeats"] == 2
     with pytest.raises(RaceError, match="has no race"):
         settings_of(toys())

@@ -36,7 +36,7 @@ def settings_of(
 
     Returns:
         What the row declares, `repeats` (rounds) and `limit_s` (seconds: a peer whose
-        call takes longer is timed once) filled in.
+        call takes longer is timed once) filled in; `quick` says so, where it is.
 
     Raises:
         RaceError: The row has no race.
@@ -45,7 +45,9 @@ def settings_of(
         raise RaceError(f"The row {row.id} has no race.")
     declared = dict(row.race)
     small = declared.pop("quick", {})
-    settings = {**_DEFAULTS, **declared, **(small if quick else {})}
+    settings = {**_DEFAULTS, **declared}
+    if quick:
+        settings |= {**small, "quick": True}
     return settings if repeats is None else {**settings, "repeats": repeats}
 
 
@@ -150,6 +152,10 @@ class _Heat:
         self.running: set[str] = set()
         self.times: dict[int, dict[str, Mapping[str, Any]]] = {}
         self.remarks: list[str] = list(about["notes"])
+        if settings.get("quick"):
+            self.remarks.append(
+                "The quick race: it shows that all works, not how fast."
+            )
 
     @property
     def rounds(self) -> list[int]:
