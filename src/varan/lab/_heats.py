@@ -153,9 +153,13 @@ def _rounds(
         report=report,
     )
     for name in calls:
-        if name not in broken:
+        if name in broken:
+            continue
+        try:
             error = encode_float(heat.error(result.answers[name]))
             tell({"event": "checked", "name": name, "error": error})
+        except Exception as raised:
+            tell({"event": "failed", "name": name, **failure(raised)})
 
 
 def _package(contestant: Contestant) -> dict[str, str | None]:
