@@ -205,7 +205,7 @@ def _extent(series: Series) -> Iterable[Point]:
     shared = series.spread
     return [
         point
-        for values in (shared.median, shared.low, shared.high)
+        for values in (shared.low, shared.high)
         for point in zip(shared.x, values, strict=True)
     ]
 
