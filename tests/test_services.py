@@ -1,6 +1,7 @@
 """What a test meets whose service is absent."""
 
 import pytest
+
 from _services import require
 
 
