@@ -5,6 +5,9 @@ topic has a page of its rows alone. A row's page gets its links to topic, refere
 verdict. Nothing of what the catalogue knows is written twice.
 """
 
+import html
+from pathlib import Path
+
 from mkdocs.structure.files import File, Files
 
 import varan
@@ -41,6 +44,7 @@ TITLES = {
     "zeroth": "Zeroth-order methods",
 }
 CATALOGUE = load()
+_DOCS = Path(__file__).parents[1]
 
 
 def title(topic: str) -> str:
@@ -114,11 +118,18 @@ def _facts(row: Row, report_url: str | None) -> str:
     entries = [
         f"Topic: [{title(row.topic)}](../topics/{row.topic}.md)",
         f"Methods: {methods}",
-        "Numbers and verdict: [measured](#measured)",
     ]
+    if _measured(row):
+        entries.append(f"Numbers and verdict: [measured]({_measured(row)})")
     if report_url:
-        entries[-1] += f", [in the report]({report_url.rstrip('/')}/rows/{row.id}.html)"
+        entries.append(f"[In the report]({report_url.rstrip('/')}/rows/{row.id}.html)")
     return "<div class=varan-facts markdown>\n" + "  \n".join(entries) + "\n</div>\n"
+
+
+def _measured(row: Row) -> str:
+    """Where on its page a row's numbers stand, if they have their heading."""
+    text = (_DOCS / _page(row)).read_text(encoding="utf-8")
+    return "#measured" if "\n## Measured\n" in text else ""
 
 
 def _in_reference(method: str) -> str:
@@ -148,7 +159,7 @@ def _claims(selected: tuple[Row, ...], folder: str) -> str:
         f"[**{row.number:03d} · {row.title}**]({folder}{row.id}.md)  \n"
         f"{row.claim}  \n"
         f"`varan run {row.id}` · [measured, with the verdict]"
-        f"({folder}{row.id}.md#measured) · {_published(row)}\n"
+        f"({folder}{row.id}.md{_measured(row)}) · {_published(row)}\n"
         for row in selected
     )
 
@@ -162,7 +173,7 @@ def _published(row: Row) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
+    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _topics() -> str:
