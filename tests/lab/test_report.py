@@ -29,6 +29,7 @@ from varan.lab.report.folder import MARKER, replacing
 from varan.lab.report.gather import gather
 from varan.lab.report.heats import heat
 from varan.lab.report.numbers import duration, interval, number
+from varan.lab.report.pages import Pages
 from varan.lab.report.snippets import snippet, topic_text
 from varan.lab.report.strip import strip
 from varan.lab.store import Store
@@ -230,6 +231,7 @@ def test_a_row_page_has_all_that_was_measured(site, pages):
         "x = jnp.sqrt(jax.lax.stop_gradient(c))",
         "# 0.25",
         "a-peer 1.2",
+        "2.1 (",  # and its interval
         "b-peer did not run: it is not installed.",
         "jax 0.9, numpy 2.1",
         "0123abcd",
@@ -453,13 +455,17 @@ def test_snippets_are_the_examples_of_the_docstrings():
     assert "plans" in topic_text("transport") and topic_text("zeroth") is None
 
 
-def test_a_race_with_broken_times_is_shown_without_ratios():
+def test_a_race_shows_what_failed_and_what_missed(tmp_path):
     told = race()
-    told.contestants["a-peer"]["wall_s"] = [0.2]
-    told.contestants["odd"] = {"wall_s": [], "cpu_s": []}
-    found = {entry.name: entry for entry in heat(told).contestants}
-    assert found["a-peer"].ratio is None and found["odd"].median is None
-    assert found["ours"].ratio[0] == 1.0
+    told.contestants["a-peer"] |= {"wall_s": [0.2], "met": False, "error": 0.1}
+    told.contestants["odd"] = {"wall_s": [], "cpu_s": [], "failed": "It broke."}
+    found = {entry.name: strip for entry, strip in heat(told).contestants}
+    assert found["ours"] is found["odd"] is None and "against 1" in found["a-peer"]
+    told = results([built(1, "all-held")], races=[told])
+    pages = dict(Pages(told).all())
+    text = Page(pages["rows/all-held.html"]).text
+    for part in ("2, timed once", "missed", "It broke."):
+        assert part in text
 
 
 # --- Colours ------------------------------------------------------------------------

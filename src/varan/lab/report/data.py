@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..results import finite
+from ..standings import to_dict
 from .gather import RowResult, ScaleResult
 
 
@@ -22,7 +23,7 @@ def as_json(entry: RowResult) -> str:
         "title": row.title,
         "outcome": entry.outcome,
         "scales": {result.scale: _scale(result) for result in entry.scales},
-        "races": [dict(vars(race)) for race in entry.races],
+        "races": [to_dict(race) for race in entry.races],
     }
     return (
         json.dumps(finite(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
