@@ -153,7 +153,7 @@ def _tally(rows: Sequence[RowChange]) -> str:
     parts = [
         f"{verdicts} with changed verdicts",
         f"{apart} with numbers apart",
-        f"{moved} moved within the intervals",
+        f"{moved} moved but not apart",
         f"{same} as before",
     ]
     irreproducible = sum(row.irreproducible for row in rows)
@@ -244,7 +244,9 @@ def _table(
             name, justify=justify, no_wrap=name != "id", overflow="ellipsis"
         )
     for line in lines:
-        table.add_row(*(line[name] for name in columns))
+        # As text: a processor's name may look like markup.
+        cells = (line[name] for name in columns)
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells))
     console.print(table)
     console.print()
 
