@@ -1,14 +1,15 @@
 """What the runner itself costs: jobs whose experiment does nothing.
 
-With one worker at a time: N rows of one seed, each a new process; a further seed of a
-row, in a process that is there; and, where Ray is installed, the rows on a cluster that
-is started here. Then the parts: a process's start and imports, and storing a record.
+With one worker at a time: N rows of one seed, each a new process; one row of 200 seeds
+in one process; the parts (a process's start and imports, storing a record); and, where
+Ray is installed, the rows on a cluster that is started here.
 
     python benchmarks/runner_overhead.py [--jobs 20]
 """
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from varan.lab.catalogue import Row, Scale
 from varan.lab.processes import Processes
 from varan.lab.runner import run
 from varan.lab.store import Record, Store
+
+_WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def experiment(scale, seed):
@@ -43,36 +46,36 @@ def rows_of(count, seeds):
     ]
 
 
-def seconds_of_run(rows, executor):
+def run_rows(rows, executor):
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
-        began = time.perf_counter()
         runs = run(rows, "laptop", store, jobs=1, executor=executor)
-        spent = time.perf_counter() - began
     assert not any(done.failures for done in runs)
-    return spent
 
 
-def seconds_to_store(count=200):
+def store_records(count):
     record = Record("row", "laptop", 0, "measured", {}, Processes().environment)
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
-        began = time.perf_counter()
         for _ in range(count):
             store.add(record)
-        return (time.perf_counter() - began) / count
 
 
-def seconds_of(*arguments):
-    """The median of five runs of Python."""
-    spent = []
-    for _ in range(5):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True)
-        spent.append(time.perf_counter() - began)
-    return sorted(spent)[2]
+def processor_seconds():
+    """Of this process and those of its children that have ended."""
+    spent = (resource.getrusage(who) for who in _WHO)
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
 
 
-def show(what, seconds):
-    print(f"{what:44s} {seconds * 1e3:8.1f} ms")
+def measure(what, call, count=1):
+    """Shows the wall and the processor time of one of `count` pieces of a call."""
+    wall, cpu = time.perf_counter(), processor_seconds()
+    call()
+    wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
+    print(f"{what:44s} {wall / count * 1e3:8.1f} ms {cpu / count * 1e3:8.1f} ms CPU")
+
+
+def python(code, count=5):
+    for _ in range(count):
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def main():
@@ -81,23 +84,20 @@ def main():
     count = parser.parse_args().jobs
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     here = Processes()
-    show(
-        "a job in a process of its own", seconds_of_run(rows_of(count, 1), here) / count
+    own = "a job in a process of its own"
+    measure(own, lambda: run_rows(rows_of(count, 1), here), count)
+    measure(
+        "a seed of 200 in one process", lambda: run_rows(rows_of(1, 200), here), 200
     )
-    one, many = (seconds_of_run(rows_of(1, seeds), here) for seeds in (1, 101))
-    show("a further seed in a process that is there", (many - one) / 100)
+    measure("storing a record", lambda: store_records(200), 200)
+    measure("Python's start", lambda: python("pass"), 5)
+    measure("with jax", lambda: python("import jax"), 5)
+    measure("with the worker", lambda: python("import jax, varan.lab.worker"), 5)
     if find_spec("ray"):
-        show("a job in a process of its own, on Ray", on_ray(count))
-    show("storing a record", seconds_to_store())
-    empty = seconds_of("-c", "pass")
-    jax = seconds_of("-c", "import jax")
-    worker = seconds_of("-c", "import jax, varan.lab.worker, varan.claims")
-    show("Python's start", empty)
-    show("import jax", jax - empty)
-    show("import the worker", worker - jax)
+        on_ray(own, count)
 
 
-def on_ray(count):
+def on_ray(what, count):
     import ray
 
     from varan.lab.cluster import Cluster
@@ -105,10 +105,10 @@ def on_ray(count):
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)
     with Cluster() as cluster:
         # The first job finds no Python process of Ray's ready.
-        seconds_of_run(rows_of(1, 1), cluster)
-        spent = seconds_of_run(rows_of(count, 1), cluster)
+        run_rows(rows_of(1, 1), cluster)
+        # The processor time is that of this process: the cluster's are not its own.
+        measure(f"{what}, on Ray", lambda: run_rows(rows_of(count, 1), cluster), count)
     ray.shutdown()
-    return spent / count
 
 
 if __name__ == "__main__":

@@ -132,10 +132,10 @@ def test_an_experiment_that_cannot_be_imported(toys, opened, monkeypatch):
 
 
 def test_a_seed_that_hangs_is_stopped(toys, opened):
-    (only,) = run([toys("hangs", seeds=3)], "laptop", opened, jobs=1, time_limit=4)
+    (only,) = run([toys("hangs", seeds=3)], "laptop", opened, jobs=1, time_limit=8)
     assert set(only.measured) == {0, 2}
     (failure,) = only.failures
-    assert failure.message == "stopped after 4 s, the time limit."
+    assert failure.message == "stopped after 8 s, the time limit."
     assert not is_alive(failure.detail.removeprefix("child "))
 
 

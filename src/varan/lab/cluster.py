@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from .processes import ProcessWorker
 
 # A host that is there answers within milliseconds; Ray itself would try for minutes.
 _ANSWER_S = 5
+_JOIN_S = 30
 _INSTALL = 'pip install "varan[ray]"'
 
 
@@ -154,21 +156,33 @@ def _connect(address: str) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "auto") if address == "ray" else address
-    hint = "`ray status` on a node says whether its cluster is up."
+    hint = (
+        "`ray status` on a node says whether its cluster is up; one that asks for a "
+        "token needs RAY_AUTH_MODE=token here, too."
+    )
     if address != "auto":
         _knock(address, hint)
-    try:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (Exception, SystemExit) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "" if address == "auto" else f" at {address}"
-        raise ExecutorError(
-            f"The Ray cluster{where} cannot be used ({reason.rstrip('.')}).", hint
-        ) from None
+    failures: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except BaseException as error:  # Ray ends programs that it cannot connect
+            failures.append(error)
+
+    # Ray tries for minutes where something else answers; nobody waits for that.
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(_JOIN_S)
+    if thread.is_alive():
+        reason = f"nothing of Ray answered within {_JOIN_S} s"
+    elif failures:
+        text = str(failures[0]).strip() or type(failures[0]).__name__
+        reason = text.splitlines()[0].rstrip(".")
+    else:
+        return
+    where = "" if address == "auto" else f" at {address}"
+    raise ExecutorError(f"The Ray cluster{where} cannot be used ({reason}).", hint)
 
 
 def _knock(address: str, hint: str) -> None:
