@@ -1,5 +1,6 @@
 """The site as files: whole, safe, the same each time, and honest about verdicts."""
 
+import errno
 import json
 import re
 from collections import Counter
@@ -612,6 +613,21 @@ def test_a_place_that_cannot_be_written_is_one_sentence(sampled, tmp_path):
     assert done.exit_code == cli.FAILED
     assert "File exists" in done.stderr and "--site" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_the_last_site(sampled, monkeypatch):
+    invoke("--out", sampled)
+    before = (sampled / "site" / "index.html").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("varan.lab.report.folder.Site.write", full)
+    done = invoke("--out", sampled)
+    assert done.exit_code == cli.FAILED
+    assert "site: No space left on device." in done.stderr
+    assert (sampled / "site" / "index.html").read_bytes() == before
+    assert len(list(sampled.glob(".site*"))) == 0
 
 
 def test_a_corrupt_store_is_one_sentence(sampled, tmp_path):

@@ -89,6 +89,7 @@ class Pages:
             "index.html",
             "index",
             results=self._results,
+            built=sum(e.row.state == "built" for e in self._results.rows),
             topics=topics,
             pages=sorted(set(every)),
         )
@@ -174,15 +175,15 @@ def _sections(entry: RowResult, raced: bool) -> list[tuple[str, str]]:
     """The parts of a row's page, as its contents list them."""
     if entry.row.state == "planned":
         return []
-    found = [
-        (result.scale, f"{result.scale.capitalize()} scale") for result in entry.scales
-    ]
+    scales = [(e.scale, f"{e.scale.capitalize()} scale") for e in entry.scales]
+    found = [part for part in scales if part[0] in DECIDING]
     found.append(("use", "Use it"))
     if entry.row.certificate:
         found.append(("certificate", "Certificate"))
     if raced:
         found.append(("race", "Race"))
-    return [*found, ("differences", "Differences from the paper")]
+    found.append(("differences", "Differences from the paper"))
+    return [*found, *(part for part in scales if part[0] not in DECIDING)]
 
 
 def _provenance(result: ScaleResult) -> list[tuple[str, list[str]]]:
