@@ -89,7 +89,7 @@ def main():
     measure(
         "a seed of 200 in one process", lambda: run_rows(rows_of(1, 200), here), 200
     )
-    measure("storing a record", lambda: store_records(200), 200)
+    measure("of it storing a record", lambda: store_records(200), 200)
     measure("Python's start", lambda: python("pass"), 5)
     measure("with jax", lambda: python("import jax"), 5)
     measure("with the worker", lambda: python("import jax, varan.lab.worker"), 5)
