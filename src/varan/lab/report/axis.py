@@ -10,6 +10,8 @@ from .numbers import number, power_of_ten
 
 # A drawing never needs more, and spans of such values do not overflow.
 _LARGEST = 1e300
+# The same for powers of ten; below, a float has none.
+_POWERS = (-323.0, 300.0)
 _PADDING = 0.04
 _TICKS = 6
 
@@ -36,9 +38,7 @@ class Axis:
         """Where a value stands; `None` when the axis cannot show it."""
         if not math.isfinite(value) or (self.log and value <= 0):
             return None
-        inner = math.log10(value) if self.log else value
-        inner = min(max(inner, -_LARGEST), _LARGEST)
-        share = (inner - self.low) / (self.high - self.low)
+        share = (_inner(value, self.log) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[tuple[float, str]]:
@@ -95,7 +95,7 @@ def fit(values: Iterable[float], log: bool, start: float, end: float) -> Axis | 
         '0'
     """
     shown = [
-        math.log10(value) if log else min(max(value, -_LARGEST), _LARGEST)
+        _inner(value, log)
         for value in values
         if math.isfinite(value) and (value > 0 or not log)
     ]
@@ -106,4 +106,14 @@ def fit(values: Iterable[float], log: bool, start: float, end: float) -> Axis | 
         room = 0.5 if log else (0.5 * abs(low) or 1.0)
     else:
         room = _PADDING * (high - low)
-    return Axis(low - room, high + room, log, start, end)
+    low, high = low - room, high + room
+    if log:  # the room must not lead beyond what a float can be
+        low, high = max(low, _POWERS[0]), min(high, _POWERS[1] + 1)
+    return Axis(low, high, log, start, end)
+
+
+def _inner(value: float, log: bool) -> float:
+    """The value, or its logarithm, that an axis is linear in."""
+    if log:
+        return min(max(math.log10(value), _POWERS[0]), _POWERS[1])
+    return min(max(value, -_LARGEST), _LARGEST)
