@@ -110,3 +110,15 @@ def test_topics_rows_and_reference_link_to_each_other(site):
         assert any(link.startswith("../../reference/") for link in page.links)
         topic = _page(site / "topics" / row.topic / "index.html")
         assert f"../../rows/{row.id}/" in topic.links
+
+
+def test_signatures_are_shown_as_they_are_called(site):
+    text = re.sub(
+        r"<[^>]*>", "", (site / "reference/varan.bilevel/index.html").read_text()
+    )
+    # Made by Equinox from the fields, and not with the space before a single name.
+    assert re.search(r"\bAiPOD\(\s*stepsize: Float\[Array, (''|\"\")\]", text)
+    assert re.search(r"multipliers: Float\[Array, ['\"]p['\"]\] \| None = None", text)
+    # `Example:` and `Source: ...` are sections, not sentences.
+    assert "Examples:" in text
+    assert not re.search(r"\bSource: \w", text)
