@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from _hanging_run import hanging_run, wait_for
 from varan import cli
 from varan.lab import cluster as cluster_module
 from varan.lab.cluster import Cluster
@@ -69,15 +69,6 @@ def node():
 def answers(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition):
-    """What the condition gives, once it gives something."""
-    for _ in range(1200):
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to pass within a minute")
 
 
 @pytest.fixture
@@ -140,30 +131,9 @@ def test_a_node_with_other_sources_is_refused(toys, connected, tmp_path, monkeyp
         assert store.records() == []
 
 
-_COMMAND = """
-    import sys
-    sys.path.insert(0, {tests!r})
-    from conftest import make_row
-    from varan import cli
-    from varan.lab import catalogue
-    rows = (make_row("hangs", seeds=3),)
-    catalogue.load = lambda: catalogue.Catalogue(rows)
-    cli.main()
-"""
-
-
 @needs_ray
 def test_ctrl_c_gives_the_cluster_back(toys, address, tmp_path):
-    script = tmp_path / "script.py"
-    here = str(Path(__file__).parent)
-    script.write_text(textwrap.dedent(_COMMAND.format(tests=here)))
-    options = ["--on", "ray", "--jobs", "1", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, str(script), "run", "--all", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = hanging_run(tmp_path, "--on", "ray")
     with Store(tmp_path) as store:
         (kept,) = wait_for(store.records)
         process.send_signal(signal.SIGINT)

@@ -1,15 +1,12 @@
 """Runs in real worker processes: good rows, bad rows, sharing out, resuming, ends."""
 
 import signal
-import subprocess
-import sys
-import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from _hanging_run import hanging_run, wait_for
 from varan import cli
 from varan.lab import catalogue
 from varan.lab.jobs import ExecutorError
@@ -273,54 +270,12 @@ def test_a_full_disk_ends_the_run_in_order(toys, tmp_path, monkeypatch):
         assert len(opened.records()) == 1
 
 
-_COMMAND = """
-    import sys
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from conftest import make_row
-    from varan import cli
-    from varan.lab import catalogue
-    rows = (make_row("hangs", seeds=3, exclusive={exclusive!r}),)
-    catalogue.load = lambda: catalogue.Catalogue(rows)
-    cli.main()
-"""
-
-
 def is_alive(process):
     try:
         state = Path(f"/proc/{int(process)}/stat").read_text().rpartition(")")[2]
     except FileNotFoundError:
         return False
     return state.split()[0] != "Z"
-
-
-def wait_for(condition):
-    """What the condition gives, once it gives something."""
-    for _ in range(1200):
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to pass within a minute")
-
-
-@pytest.fixture
-def command(toys, tmp_path):
-    """Starts `varan run` on a row whose second seed hangs; gives the process."""
-
-    def start(exclusive=False):
-        script = tmp_path / "script.py"
-        here = str(Path(__file__).parent)
-        text = _COMMAND.format(tests=here, exclusive=exclusive)
-        script.write_text(textwrap.dedent(text))
-        options = ["--jobs", "1", "--out", str(tmp_path)]
-        return subprocess.Popen(
-            [sys.executable, str(script), "run", "--all", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
 
 
 posix = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
@@ -331,10 +286,10 @@ posix = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /
     "number, exclusive", [(signal.SIGINT, False), (signal.SIGTERM, True)]
 )
 def test_an_interrupted_run_goes_on_from_there(
-    command, tmp_path, number, exclusive, monkeypatch
+    toys, tmp_path, number, exclusive, monkeypatch
 ):
     with Store(tmp_path) as opened:
-        process = command(exclusive)
+        process = hanging_run(tmp_path, exclusive=exclusive)
         (kept,) = wait_for(opened.records)
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=30)
@@ -348,7 +303,7 @@ def test_an_interrupted_run_goes_on_from_there(
         assert (kept.seed, kept.outcome) == (0, "measured")
 
         monkeypatch.setenv("TOYS_ARE_CURED", "1")
-        process = command(exclusive)
+        process = hanging_run(tmp_path, exclusive=exclusive)
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "toy-hangs: 1 seed measured earlier" in stderr
@@ -357,9 +312,9 @@ def test_an_interrupted_run_goes_on_from_there(
 
 
 @posix
-def test_a_worker_does_not_outlive_its_parent(command, tmp_path):
+def test_a_worker_does_not_outlive_its_parent(toys, tmp_path):
     with Store(tmp_path) as opened:
-        process = command()
+        process = hanging_run(tmp_path)
         (kept,) = wait_for(opened.records)
     worker = int(kept.numbers["process"])
     assert is_alive(worker)
