@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from _report_sample import (
+    CHECKS,
     GOOD,
     HOSTILE,
     built,
@@ -393,6 +396,40 @@ def test_odd_curves_are_drawn(curves, shown):
     assert not Page(drawing).unclosed
     assert ("No value that can be drawn" in drawing) != shown
     assert "nan" not in drawing.split("</desc>")[1]
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    seeds=st.lists(
+        st.lists(st.tuples(st.floats(), st.floats()), min_size=1, max_size=6),
+        min_size=1,
+        max_size=3,
+    ),
+    log_x=st.booleans(),
+    log_y=st.booleans(),
+    marker=st.booleans(),
+)
+def test_any_floats_are_drawn_inside_the_drawing(seeds, log_x, log_y, marker):
+    kinds = {"log_x": log_x, "log_y": log_y, "marker": marker}
+    curves = {
+        seed: [curve([y for _, y in points], x=[x for x, _ in points], **kinds)]
+        for seed, points in enumerate(seeds)
+    }
+    (chart,) = charts(by_plot(curves))
+    drawing = str(chart.svg("c")).split("</desc>")[1]
+    for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", drawing):
+        assert 0 <= float(x) <= 440 and 0 <= float(y) <= 270
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=5),
+    st.sampled_from(CHECKS),
+)
+def test_any_floats_make_a_strip(values, check):
+    told = verdict.judge_check(check, values, check.threshold)
+    places = re.findall(r'(?:x|width|cx)="(-?[\d.]+)"', str(strip(told)))
+    assert places and all(0 <= float(place) <= 168 for place in places)
 
 
 def test_long_lines_are_thinned_without_losing_their_extremes():

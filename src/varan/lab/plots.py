@@ -113,8 +113,8 @@ def spread(curves: Sequence[Mapping[str, Any]]) -> Spread | None:
     if not all(np.array_equal(grid, grids[0], equal_nan=True) for grid in grids):
         return None
     stacked = np.stack([np.asarray(curve["y"], dtype=float) for curve in curves])
-    # Between infinities of both signs there is no median.
-    with np.errstate(invalid="ignore"):
+    # Between infinities of both signs there is none, nor between huge values.
+    with np.errstate(invalid="ignore", over="ignore"):
         median = np.median(stacked, axis=0)
     low, high = stacked.min(axis=0), stacked.max(axis=0)
     ends = (grids[0].tolist(), median.tolist(), low.tolist(), high.tolist())

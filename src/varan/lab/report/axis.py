@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from .numbers import number, power_of_ten
 
-# A drawing never needs more, and spans of such values do not overflow.
-_LARGEST = 1e300
-# The same for powers of ten; below, a float has none.
-_POWERS = (-323.0, 300.0)
+# What a drawing tells apart: its arithmetic stays within the range of floats.
+_SMALLEST, _LARGEST = 1e-290, 1e300
+_POWERS = (-300.0, 300.0)
 _PADDING = 0.04
 _TICKS = 6
 
@@ -54,7 +53,7 @@ class Axis:
     def _steps(self, low: float, high: float) -> Iterable[tuple[float, str]]:
         rough = (high - low) / _TICKS
         size = 10 ** math.floor(math.log10(rough))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+        step = next((size * n for n in (1, 2, 5) if size * n >= rough), 10 * size)
         first, last = math.ceil(low / step), math.floor(high / step)
         for turn in range(first, last + 1):
             value = turn * step
@@ -102,14 +101,13 @@ def fit(values: Iterable[float], log: bool, start: float, end: float) -> Axis | 
     if not shown:
         return None
     low, high = min(shown), max(shown)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        room = 0.5 if log else (0.5 * abs(low) or 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-12 * size, _SMALLEST):
+        room = 0.5 if log else (0.5 * size if size > _SMALLEST else 1.0)
     else:
-        room = _PADDING * (high - low)
-    low, high = low - room, high + room
-    if log:  # the room must not lead beyond what a float can be
-        low, high = max(low, _POWERS[0]), min(high, _POWERS[1] + 1)
-    return Axis(low, high, log, start, end)
+        # At most one power of ten, else the room could lead beyond all floats.
+        room = min(_PADDING * (high - low), 1.0 if log else _LARGEST)
+    return Axis(low - room, high + room, log, start, end)
 
 
 def _inner(value: float, log: bool) -> float:
