@@ -52,6 +52,7 @@ __getattr__, __dir__, __all__ = _attach(
         "lipschitz",
         "operators",
         "problems",
+        "secondorder",
         "testing",
         "train",
         "transport",

@@ -66,7 +66,10 @@ def _module_key(module, seen) -> Hashable:
                 ]
     for field in dataclasses.fields(module):
         value = getattr(module, field.name, None)
-        if callable(value) or isinstance(value, eqx.Module):
+        # A module within is an argument as well: its arrays are not baked in.
+        if isinstance(value, eqx.Module):
+            parts.append(_module_key(value, seen))
+        elif callable(value):
             parts.append(_key(value, seen))
     return tuple(parts)
 

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..core._control import when
+
 
 class Kernel(eqx.Module):
     """A kernel and the potentials that it was built at."""
@@ -137,19 +139,6 @@ def refresh(problem, kernel: Scaling, at: Corrections) -> tuple[Scaling, Correct
         return new, zero
 
     return when(size > absorb_limit(size.dtype), absorb, (kernel, at))
-
-
-def when(condition, function, value):
-    """`function(value)` where the condition holds, else `value`.
-
-    A loop of at most one turn: unlike a conditional, it leaves a matrix that passes
-    through untouched where it is.
-    """
-    return jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
-        (condition, value),
-    )[1]
 
 
 def absorb_limit(dtype) -> float:

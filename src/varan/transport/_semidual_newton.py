@@ -28,7 +28,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..core import Solver, State, Status
 from ..core._checks import check_choice
-from ._kernel import Scaling, absorb_limit, tight_scaling, when
+from ..core._control import when
+from ._kernel import Scaling, absorb_limit, tight_scaling
 from ._schur import apply_inverse, factorise
 
 # The first level's epsilon, as a share of the costs' spread, is at most this: there
