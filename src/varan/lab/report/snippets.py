@@ -65,12 +65,25 @@ def _program(text: str) -> str | None:
     """The example of a docstring, without its prompts."""
     for section in _SECTION.split(text):
         if section.startswith(_EXAMPLE):
-            lines = []
-            for example in doctest.DocTestParser().get_examples(section):
-                lines.append(example.source.rstrip("\n"))
+            examples = doctest.DocTestParser().get_examples(section)
+            lines: list[str] = []
+            kind = None
+            for example in examples:
+                source = example.source.rstrip("\n")
+                last, kind = kind, _kind(source)
+                # Imports and functions stand apart, as in a program that is written.
+                if last and (last != kind or kind == "block"):
+                    lines.append("")
+                lines.append(source)
                 lines.extend(f"# {line}" for line in example.want.splitlines())
             return "\n".join(lines) or None
     return None
+
+
+def _kind(source: str) -> str:
+    if source.startswith(("import ", "from ")):
+        return "import"
+    return "block" if source.startswith(("def ", "class ", "@")) else "statement"
 
 
 @cache
