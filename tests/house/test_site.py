@@ -5,14 +5,19 @@ import importlib.util
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from _source import ROOT, lazy_packages
 
 import varan
+from _services import require
 from varan.lab.catalogue import load
 
 pytestmark = pytest.mark.skipif(
@@ -122,3 +127,54 @@ def test_signatures_are_shown_as_they_are_called(site):
     # `Example:` and `Source: ...` are sections, not sentences.
     assert "Examples:" in text
     assert not re.search(r"\bSource: \w", text)
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(site):
+    # Search runs in a worker, which a browser starts for no file:// page.
+    handler = partial(_Silent, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_in_a_browser(address):
+    program = require(shutil.which("chromium"), "Chromium")
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    wrong = []
+    # The theme's menus repeat their landmarks.
+    rules = {"rules": {"landmark-unique": {"enabled": False}}}
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for path, scheme, width in (
+            ("/", "light", 1280),
+            ("/guide/lab/", "dark", 360),
+            ("/rows/lv-hba/", "light", 360),
+            ("/reference/varan.bilevel/", "dark", 1280),
+        ):
+            page = browser.new_page(
+                viewport={"width": width, "height": 800}, color_scheme=scheme
+            )
+            page.on(
+                "request", lambda r: r.url.startswith(address) or wrong.append(r.url)
+            )
+            page.on("requestfailed", lambda r: wrong.append(r.url))
+            page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+            page.goto(address + path)
+            for found in Axe().run(page, options=rules).response["violations"]:
+                wrong.append((path, scheme, found["id"], found["nodes"][0]["html"]))
+            if page.evaluate("document.documentElement.scrollWidth") > width:
+                wrong.append(f"{path} is wider than {width}")
+        page.keyboard.press("/")
+        page.keyboard.type("hypergradient")
+        page.locator(".md-search-result__link").first.wait_for()
+        browser.close()
+    assert not wrong, wrong
