@@ -32,6 +32,12 @@ class Heat:
         return str(self.record.settings.get("measure", "error"))
 
     @property
+    def varan(self) -> str:
+        """The version that ours were of."""
+        versions = self.record.environment.get("versions") or {}
+        return str(versions.get("varan") or "")
+
+    @property
     def conditions(self) -> str:
         """Where and how it was run."""
         environment = self.record.environment
