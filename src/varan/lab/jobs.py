@@ -82,5 +82,6 @@ def job_of(row: Row, scale: str) -> dict[str, Any]:
         "scale": scale,
         "precision": row.precision,
         "one_thread": scale != "paper",
+        "quick_compile": scale == "smoke",
         "settings": dict(row.scales[scale].settings),
     }

@@ -82,6 +82,7 @@ def run(
         "module": f"{row.module}_race",
         "precision": row.precision,
         "one_thread": one_thread,
+        "quick_compile": False,
         "settings": dict(settings),
         "heat": heat,
     }
