@@ -180,7 +180,7 @@ def test_a_claimed_gap_is_never_below_the_true_gap(alpha):
             got = claim(*given)
             assert got.dtype == jnp.float32
             # Rounding in float32, of terms of the size of the scores.
-            assert true - 1e-6 * (1 + lead) <= got <= true + 1e-5
+            assert true - 1e-6 * (1 + lead) <= float(got) <= true + 1e-5
     assert regulariser.certify(*given).proof
 
 

@@ -13,8 +13,7 @@ it ends after finitely many steps, else quadratically. Above 2 it is bisection.
 
 Cost: one pass over the entries a step; seen are 3 to 12 steps (bisection: as many as
 the dtype has bits). Derivatives: `dp = g * (ds - <g, ds> / sum(g))` with
-`g = p^(2 - alpha)`
-on the support; forward, reverse and of every order.
+`g = p^(2 - alpha)` on the support; forward, reverse and of every order.
 
 Source: B. Peters, V. Niculae and A. F. T. Martins, Sparse Sequence-to-Sequence Models,
 ACL 2019, arXiv 1905.05702; A. F. T. Martins and R. Astudillo, From Softmax to
@@ -55,8 +54,8 @@ def sparsemax(scores: Float[Array, " n"]) -> Float[Array, " n"]:
 
     Source: Martins and Astudillo (2016), arXiv 1602.02068.
 
-    Differences: by Newton's method instead of sorting; the same answers as
-        `varan.operators.project_simplex`, several times faster on batches.
+    Differences: by Newton's method instead of sorting. As a projection, with any sum,
+        it is `varan.operators.project_simplex`; here scores of `-inf` are left out.
     """
     return entmax(scores, 2.0)
 

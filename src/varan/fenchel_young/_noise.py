@@ -34,13 +34,11 @@ class Noise(eqx.Module):
     """
 
     @abc.abstractmethod
-    def sample(
-        self, key: PRNGKeyArray, shape: tuple[int, ...], dtype
-    ) -> Float[Array, ...]:
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
         """Independent entries."""
 
     @abc.abstractmethod
-    def log_prob(self, z: Float[Array, ...]) -> Float[Array, ...]:
+    def log_prob(self, z: Array) -> Array:
         """The log-density of each entry, up to a constant, twice differentiable."""
 
 
@@ -54,13 +52,11 @@ class Normal(Noise):
         -2.0
     """
 
-    def sample(
-        self, key: PRNGKeyArray, shape: tuple[int, ...], dtype
-    ) -> Float[Array, ...]:
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
         """Independent entries."""
         return jax.random.normal(key, shape, dtype)
 
-    def log_prob(self, z: Float[Array, ...]) -> Float[Array, ...]:
+    def log_prob(self, z: Array) -> Array:
         """The log-density of each entry, up to a constant."""
         return -z * z / 2
 
@@ -79,12 +75,10 @@ class Gumbel(Noise):
         0.0
     """
 
-    def sample(
-        self, key: PRNGKeyArray, shape: tuple[int, ...], dtype
-    ) -> Float[Array, ...]:
+    def sample(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype) -> Array:
         """Independent entries."""
         return jax.random.gumbel(key, shape, dtype)
 
-    def log_prob(self, z: Float[Array, ...]) -> Float[Array, ...]:
+    def log_prob(self, z: Array) -> Array:
         """The log-density of each entry, up to a constant."""
         return -z - jnp.exp(-z)

@@ -112,9 +112,10 @@ class Perturbed(eqx.Module):
             x: A pytree of floating arrays.
             key: The same key draws the same noise.
         """
-        points, _, ratio = _draw(self, x, key)
+        points, _, log_density, sound = _draw(self, x, key)
         values = jax.vmap(self.function)(points)
-        return _weighted(self, values, ratio, _at_point(self, x, values))
+        base = _at_point(self, x, values)
+        return _weighted(self, values, log_density, sound, base)
 
     def certify(
         self,
@@ -176,16 +177,15 @@ class PerturbedMax(eqx.Module):
                 other shapes than it takes.
         """
         settings = self.argmax
-        points, z, ratio = _draw(settings, x, key)
+        points, z, log_density, sound = _draw(settings, x, key)
         chosen = jax.vmap(settings.function)(points)
         values = jax.vmap(tree_inner)(chosen, points)
         # The derivatives with respect to `x` and `sigma`, by sample.
         slopes = chosen, jax.vmap(tree_inner)(chosen, z)
         base = _at_point(settings, x, chosen), jnp.zeros_like(values[0])
-        slopes = _weighted(settings, slopes, ratio, base)
+        slopes = _weighted(settings, slopes, log_density, sound, base)
         sigma = jnp.asarray(settings.sigma, values.dtype)
-        # The ratios are one, or NaN where the settings are not sound.
-        value = jnp.mean(values * jax.lax.stop_gradient(ratio))
+        value = jnp.where(sound, jnp.mean(values), jnp.nan)
         return envelope(value, _mean(slopes), (x, sigma))
 
     def certify(self, x: PyTree[Array], key: PRNGKeyArray) -> Certificate:
@@ -195,8 +195,9 @@ class PerturbedMax(eqx.Module):
             x: A pytree of floating arrays.
             key: The key of the call that is to be judged.
         """
-        points, _, _ = _draw(self.argmax, x, key)
+        points, _, _, sound = _draw(self.argmax, x, key)
         values = jax.vmap(tree_inner)(jax.vmap(self.argmax.function)(points), points)
+        values = jnp.where(sound, values, jnp.nan)
         return _spread(values, "value", self.argmax.samples)
 
 
@@ -382,25 +383,31 @@ class _Checked(eqx.Module):
 
 
 @jax.custom_jvp
-def _likelihood_ratio(log_density):
-    """`exp(log_density - its value here)`: one, of which only derivatives matter.
+def _reweighted(value, excess, log_density):
+    """`value + (ratio - 1) * excess`, where the likelihood ratio is one in value.
 
-    As a rule of differentiation rather than as that formula, so that a call without
-    derivatives does not evaluate any density.
+    The ratio is `exp(log_density - its value here)`. As a rule of differentiation
+    rather than as that formula, so that a call without derivatives evaluates neither
+    densities nor control variates.
     """
-    return jnp.ones_like(log_density)
+    del excess, log_density
+    return value
 
 
-@_likelihood_ratio.defjvp
-def _likelihood_ratio_jvp(primals, tangents):
-    ratio = _likelihood_ratio(primals[0])
-    return ratio, ratio * tangents[0]
+@_reweighted.defjvp
+def _reweighted_jvp(primals, tangents):
+    value, excess, log_density = primals
+    d_value, d_excess, d_log = tangents
+    moved = _reweighted(d_value, d_excess, log_density)
+    # ratio * excess = excess + (ratio - 1) * excess: every order by the same rule.
+    weighted = _reweighted(excess, excess, log_density)
+    return _reweighted(value, excess, log_density), moved + weighted * d_log
 
 
 def _draw(settings, x, key):
-    """Perturbed points, their standardised noise, and likelihood ratios, by sample.
+    """Perturbed points, their standardised noise and log-densities, by sample.
 
-    The points are constants; noise and ratios are what they are as functions of `x`
+    The points are constants; noise and densities are what they are as functions of `x`
     and `sigma` when the points stay where they are.
     """
     leaves, structure = jtu.tree_flatten(x)
@@ -430,13 +437,11 @@ def _draw(settings, x, key):
         logs = settings.noise.log_prob(z) - jnp.log(sigma)
         log_density = log_density + jnp.sum(logs, tuple(range(1, logs.ndim)))
     points, noises = (jtu.tree_unflatten(structure, part) for part in (points, noises))
-    # What a function makes of NaN may look like any other value.
-    ratio = jnp.where(sound, _likelihood_ratio(log_density), jnp.nan)
-    return points, noises, ratio
+    return points, noises, log_density, sound
 
 
-def _weighted(settings, values, ratio, at_point):
-    """The values by sample, times their ratios; in the derivatives less a constant."""
+def _weighted(settings, values, log_density, sound, at_point):
+    """The values by sample with their ratios; in the derivatives less a constant."""
 
     def leaf(value, here):
         if not jnp.issubdtype(value.dtype, jnp.floating):
@@ -450,9 +455,12 @@ def _weighted(settings, values, ratio, at_point):
             constant = (total - value) / (settings.samples - 1)
         elif settings.control_variate == "point":
             constant = here[None]
-        weight = (ratio - 1).astype(value.dtype)
-        weight = weight.reshape(weight.shape + (1,) * (value.ndim - 1))
-        return value + weight * (value - jax.lax.stop_gradient(constant))
+        excess = value - jax.lax.stop_gradient(constant)
+        logs = log_density.astype(value.dtype)
+        logs = logs.reshape(logs.shape + (1,) * (value.ndim - 1))
+        # What a function makes of NaN may look like any other value.
+        value = jnp.where(sound, value, jnp.nan)
+        return _reweighted(value, excess, jnp.broadcast_to(logs, value.shape))
 
     return jtu.tree_map(leaf, values, at_point)
 

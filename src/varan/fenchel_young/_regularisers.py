@@ -76,7 +76,7 @@ class Regulariser(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def modulus(self) -> float:
+    def modulus(self) -> float | Float[Array, ""]:
         """The constant of strong convexity in the Euclidean norm; zero for none."""
 
     def loss(self, scores: PyTree[Array], target: PyTree[Array]) -> Float[Array, ""]:
@@ -193,10 +193,7 @@ class Tsallis(Regulariser):
         """
         alpha, static = check_alpha("Tsallis", self.alpha, p.dtype)
         total = _negative_entropy(p, alpha if static is None else static)
-        slack = float(jnp.finfo(p.dtype).eps) ** 0.5
-        inside = jnp.all(p >= -slack) & (jnp.abs(jnp.sum(p) - 1) <= slack)
-        # NaN is neither inside nor outside.
-        return jnp.where(inside | jnp.any(jnp.isnan(p)), total, jnp.inf)
+        return on_simplex(p, total)
 
     def predict(self, scores: Float[Array, " n"]) -> Float[Array, " n"]:
         """`entmax(scores, alpha)`.
@@ -381,6 +378,13 @@ def check_alike(owner, scores, target):
             f"{owner}: `target` must have the shapes of `scores` (got {shapes[1][1]} "
             f"for {shapes[0][1]}). Pass a class as `jax.nn.one_hot`."
         )
+
+
+def on_simplex(p, value):
+    """`value` for probabilities, up to half the digits; NaN for NaN, else `inf`."""
+    slack = float(jnp.finfo(p.dtype).eps) ** 0.5
+    inside = jnp.all(p >= -slack) & (jnp.abs(jnp.sum(p) - 1) <= slack)
+    return jnp.where(inside | jnp.any(jnp.isnan(p)), value, jnp.inf)
 
 
 def _negative_entropy(p, alpha):
