@@ -15,7 +15,6 @@ import pytest
 from varan.fenchel_young import (
     Gumbel,
     Normal,
-    Perturbed,
     fenchel_young_loss,
     perturbed_argmax,
     perturbed_function,
@@ -371,7 +370,3 @@ def test_nan_under_jit_is_nan():
         assert jnp.all(jnp.isnan(jax.jit(smooth)(bad, KEY)))
         wrong = jax.jit(lambda s, make=make: make(top, samples=5, sigma=s)(X, KEY))
         assert jnp.all(jnp.isnan(wrong(-1.0)))
-
-
-def test_makes_the_public_object():
-    assert isinstance(perturbed_argmax(top), Perturbed)
