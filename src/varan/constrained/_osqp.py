@@ -11,11 +11,13 @@ intervals, and moves the multipliers:
 A step is many iterations, and then, once: the penalty adapts to the ratio of the two
 residuals, with a new factorisation where it changes much; the differences are looked
 at as proofs that there is no solution; and the polish guesses the active constraints
-and solves the optimality system with these. A right guess gives the solution to the
-dtype's precision long before the iteration does.
+and solves the optimality system with these. A right guess gives the solution, or the
+proof, to the dtype's precision long before the iteration does; a nearly right one is
+mended by a few rounds of the primal-dual active-set method.
 
 Cost: a factorisation is n^3 flops (the inverse is kept, since products with it are the
-fastest solves), an iteration 2 n^2 + 4 n m, the polish n^3 / 3 a step.
+fastest solves), an iteration 2 n^2 + 4 n m flops, the polish n^3 / 3 + n^2 m for each
+guess.
 
 Source: Stellato, Banjac, Goulart, Bemporad, Boyd, 2020, "OSQP: an operator splitting
 solver for quadratic programs" (arXiv 1711.08013).
@@ -27,6 +29,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -34,7 +37,7 @@ from ..core import Solver, State, Status
 from ..core._checks import check_positive
 from ..problems._quadratic import apply
 from ._scaled import Scaled, find_proof, scale, solve_active
-from ._shared import as_quadratic, choose, state_of
+from ._shared import as_quadratic, state_of
 
 # The paper's: sections 5.1 and 5.2, and table 1.
 _SIGMA = 1e-6
@@ -42,6 +45,7 @@ _STIFF = 1e3
 _MIN_RHO, _MAX_RHO = 1e-6, 1e6
 _ADAPT = 5.0
 _REFINEMENTS = 6
+_GUESSES = 4
 
 
 class _Memory(eqx.Module):
@@ -58,7 +62,8 @@ class OSQP(Solver):
 
     Starts warm from any `KKTPoint`: the answer of a nearby problem saves most steps.
     With lineax operators in the problem the linear systems are solved by conjugate
-    gradients from the last iterate; nothing is then scaled or polished.
+    gradients from the last iterate; nothing is then scaled or polished. Only without
+    the polish can the run be differentiated by unrolling.
 
     Statuses: `INFEASIBLE` with multipliers that prove it, of size one; `UNBOUNDED` with
     the ray in `x`, of size one. See `varan.problems.Quadratic` for what they prove.
@@ -93,7 +98,8 @@ class OSQP(Solver):
     Differences:
         The run stops on the problem's condition, of which the bounds' multipliers are
         no part, not on the paper's residuals. Every step is polished, not the last
-        one, by the proximal method of multipliers on a matrix of the size of `x`.
+        one, by the proximal method of multipliers on a matrix of the size of `x`, with
+        up to four guesses of the active constraints (Hintermüller, Ito, Kunisch, 2002).
         Proofs of infeasibility are judged relative to their own terms, and more
         strictly.
     """
@@ -124,37 +130,48 @@ class OSQP(Solver):
 
     def step(self, problem, state):
         old = state.memory
-        scaled = old.scaled
+        x, z, y = self._run(old)
+        scaled, rows, pull = old.scaled, old.scaled.image(x), old.scaled.pull(y)
+        primal, image = _largest(rows - z), apply(scaled.P, x)
+        dual = _largest(image + scaled.q + pull)
+        ends, moves = [(x, y)], [(x - old.x, y - old.y)]
+        if self.polish and not problem.matrix_free:
+            end, move = _polish(scaled, x, z, y)
+            ends.append(end)
+            moves.append(move)
+        point, condition = _best(problem, scaled, ends)
+        # Along a ray the constraints are met, but for the rounding of its length.
+        feasible = primal <= 1e-3 * (1 + _largest(rows))
+        proof = _first_proof(scaled, moves, feasible)
+        rho, inverse = _adapt(
+            old,
+            primal / _floor(_largest(rows, z)),
+            dual / _floor(_largest(image, pull, scaled.q)),
+        )
+        memory = _Memory(scaled, x, z, y, rho, inverse)
+        work = self.iterations + 1 + len(ends)
+        return state_of(
+            problem, scaled, point, condition, proof, memory, evaluations=work
+        )
+
+    def _run(self, memory):
+        scaled, relaxation = memory.scaled, jnp.asarray(self.relaxation, memory.x.dtype)
+        rho = _penalties(scaled, memory.rho)
 
         def iterate(_, carry):
-            return _iterate(old, jnp.asarray(self.relaxation, old.rho.dtype), *carry)
+            x, z, y = carry
+            right = _SIGMA * x - scaled.q + scaled.pull(rho * z - y)
+            if memory.inverse is None:
+                u = _conjugate_gradients(scaled, rho, right, x)
+            else:
+                u = memory.inverse @ right
+            w = relaxation * scaled.image(u) + (1 - relaxation) * z
+            x = relaxation * u + (1 - relaxation) * x
+            z = jnp.clip(w + y / rho, scaled.lo, scaled.up)
+            return x, z, y + rho * (w - z)
 
-        x, z, y = jax.lax.fori_loop(0, self.iterations, iterate, (old.x, old.z, old.y))
-        rows, pull = scaled.image(x), scaled.pull(y)
-        primal = _largest(rows - z)
-        dual = _largest(scaled.gradient(x) + pull)
-        point = scaled.from_scaled(problem, x, y)
-        condition = problem.condition(point)
-        feasible = primal <= 1e-3 * (1 + _largest(rows))
-        proof = find_proof(scaled, x - old.x, y - old.y, feasible)
-        if self.polish and not problem.matrix_free:
-            better, moves = _polish(problem, scaled, x, z, y, point, condition)
-            point, condition = better
-            other = find_proof(scaled, *moves, feasible)
-            proof = choose(proof[0] == Status.RUNNING, other, proof)
-        primal = primal / _floor(_largest(rows, z))
-        dual = dual / _floor(_largest(apply(scaled.P, x), pull, scaled.q))
-        rho, inverse = _adapt(old, primal, dual)
-        memory = _Memory(scaled, x, z, y, rho, inverse)
-        return state_of(
-            problem,
-            scaled,
-            point,
-            condition,
-            proof,
-            memory,
-            evaluations=self.iterations + 3,
-        )
+        start = memory.x, memory.z, memory.y
+        return jax.lax.fori_loop(0, self.iterations, iterate, start)
 
 
 def _penalties(scaled, rho):
@@ -170,19 +187,6 @@ def _invert(scaled, rho):
     eye = jnp.eye(scaled.q.size, dtype=scaled.q.dtype)
     half = jax.lax.linalg.triangular_solve(factor, eye, left_side=True, lower=True)
     return half.T @ half
-
-
-def _iterate(memory, relaxation, x, z, y):
-    scaled, rho = memory.scaled, _penalties(memory.scaled, memory.rho)
-    right = _SIGMA * x - scaled.q + scaled.pull(rho * z - y)
-    if memory.inverse is None:
-        u = _conjugate_gradients(scaled, rho, right, x)
-    else:
-        u = memory.inverse @ right
-    w = relaxation * scaled.image(u) + (1 - relaxation) * z
-    x = relaxation * u + (1 - relaxation) * x
-    z = jnp.clip(w + y / rho, scaled.lo, scaled.up)
-    return x, z, y + rho * (w - z)
 
 
 def _conjugate_gradients(scaled, rho, right, x):
@@ -203,26 +207,81 @@ def _adapt(memory, primal, dual):
     rho = jnp.where(much, wanted, memory.rho)
     if memory.inverse is None:
         return rho, None
-    inverse = jax.lax.cond(
-        much, lambda: _invert(memory.scaled, rho), lambda: memory.inverse
-    )
+
+    def renew():
+        return jnp.where(much, _invert(memory.scaled, rho), memory.inverse)
+
+    inverse = jax.lax.cond(_in_any_lane(much), renew, lambda: memory.inverse)
     return rho, inverse
 
 
-def _polish(problem, scaled, x, z, y, point, condition):
-    """The better of the iterate and the solution with the constraints it calls active.
+@jax.custom_batching.custom_vmap
+def _in_any_lane(flag):
+    """Itself; under `vmap` whether any lane's is true, one scalar for all lanes.
 
-    A constraint is active where its multiplier outweighs its distance. Also returns the
-    last moves: where the active constraints exclude each other they are a proof.
+    A `cond` on it keeps its branches apart, where one on a batched flag runs both.
     """
-    at_lower, at_upper = z - scaled.lo < -y, scaled.up - z < y
-    active = at_lower | at_upper | (scaled.lo == scaled.up)
-    target = jnp.where(at_lower, scaled.lo, scaled.up)
-    x, y, *moves = solve_active(scaled, x, y, active, target, _REFINEMENTS)
-    polished = scaled.from_scaled(problem, x, y)
-    finished = problem.condition(polished)
-    better = problem.residual(finished) < problem.residual(condition)
-    return choose(better, (polished, finished), (point, condition)), moves
+    return flag
+
+
+@_in_any_lane.def_vmap
+def _in_any_lane_of_these(size, batched, flag):
+    del size, batched
+    return jnp.any(flag, axis=0), False
+
+
+def _polish(scaled, x, z, y):
+    """The solution with the constraints that the iterate calls active held.
+
+    A constraint is active where its multiplier outweighs its distance. What the
+    solution calls active itself is the next guess, until it is the same: that mends
+    guesses that are nearly right. Also returns the last moves: where the active
+    constraints exclude each other they are a proof.
+    """
+
+    def guess(rows, y):
+        at_lower, at_upper = rows - scaled.lo < -y, scaled.up - rows < y
+        active = at_lower | at_upper | (scaled.lo == scaled.up)
+        return active, jnp.where(at_lower, scaled.lo, scaled.up)
+
+    def proceed(carry):
+        *_, changed, count = carry
+        return changed & (count < _GUESSES)
+
+    def improve(carry):
+        x, y, _, _, active, target, _, count = carry
+        x, y, dx, dy = solve_active(scaled, x, y, active, target, _REFINEMENTS)
+        following, goal = guess(scaled.image(x), y)
+        changed = jnp.any((following != active) | (following & (goal != target)))
+        return x, y, dx, dy, following, goal, changed, count + 1
+
+    first = (x, y, x, y, *guess(z, y), jnp.asarray(True), jnp.asarray(0))
+    x, y, dx, dy, *_ = jax.lax.while_loop(proceed, improve, first)
+    return (x, y), (dx, dy)
+
+
+def _best(problem, scaled, ends):
+    """The end with the smallest residual, as a point, and the condition there."""
+
+    def measure(x, y):
+        point = scaled.from_scaled(problem, x, y)
+        condition = problem.condition(point)
+        return point, condition, problem.residual(condition)
+
+    points, conditions, residuals = jax.vmap(measure)(*_stack(ends))
+    best = jnp.argmin(jnp.where(jnp.isnan(residuals), jnp.inf, residuals))
+    return jtu.tree_map(lambda leaves: leaves[best], (points, conditions))
+
+
+def _first_proof(scaled, moves, feasible):
+    prove = jax.vmap(lambda dx, dy: find_proof(scaled, dx, dy, feasible))
+    proofs = prove(*_stack(moves))
+    first = jnp.argmax(proofs[0] != Status.RUNNING)
+    return jtu.tree_map(lambda leaves: leaves[first], proofs)
+
+
+def _stack(pairs):
+    return tuple(jnp.stack(part) for part in zip(*pairs, strict=True))
 
 
 def _largest(*vectors):
