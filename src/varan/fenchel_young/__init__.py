@@ -2,9 +2,9 @@
 
 Three ways to put a maximiser into a model and train through it:
 
-- activations: `sparsemax` and `entmax`, probabilities with exact zeros;
-- losses: a regulariser (`Tsallis` on the simplex, `Euclidean` on any set with a
-  projection) gives a prediction, its Fenchel-Young loss and a certificate, since the
+- activations: `sparsemax`, `entmax` and `fusedmax`, probabilities with exact zeros;
+- losses: a regulariser (`Tsallis` and `Fused` on the simplex, `Euclidean` on any set
+  with a projection) gives a prediction, its Fenchel-Young loss and a certificate, since the
   loss is a duality gap; `fenchel_young_loss` makes one of any smoothed maximum;
 - perturbations: `perturbed_function`, `perturbed_argmax` and `perturbed_max` smooth any
   black box by noise, with unbiased derivatives of every order.
@@ -39,6 +39,8 @@ from .._lazy import attach as _attach
 if TYPE_CHECKING:
     from ._entmax import entmax as entmax
     from ._entmax import sparsemax as sparsemax
+    from ._fusedmax import Fused as Fused
+    from ._fusedmax import fusedmax as fusedmax
     from ._noise import Gumbel as Gumbel
     from ._noise import Noise as Noise
     from ._noise import Normal as Normal
@@ -56,6 +58,7 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "Euclidean": "_regularisers",
+        "Fused": "_fusedmax",
         "Gumbel": "_noise",
         "Noise": "_noise",
         "Normal": "_noise",
@@ -65,6 +68,7 @@ __getattr__, __dir__, __all__ = _attach(
         "Tsallis": "_regularisers",
         "entmax": "_entmax",
         "fenchel_young_loss": "_regularisers",
+        "fusedmax": "_fusedmax",
         "perturbed_argmax": "_perturbed",
         "perturbed_function": "_perturbed",
         "perturbed_max": "_perturbed",
