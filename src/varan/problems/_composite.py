@@ -151,8 +151,9 @@ class SetConstrained(Problem):
         ...     lambda v, c: project_simplex(v),
         ...     jnp.array([1.5, 1.0, -3.0]),
         ... )
-        >>> solve(problem, ProximalGradient(), jnp.ones(3) / 3).x.round(3)
-        Array([0.75, 0.25, 0.  ], dtype=float32)
+        >>> x = solve(problem, ProximalGradient(), jnp.ones(3) / 3).x
+        >>> [round(float(v), 3) for v in x]
+        [0.75, 0.25, 0.0]
 
     Source:
         Blondel et al., 2022 (arXiv 2105.15183), equation 9.
