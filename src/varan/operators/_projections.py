@@ -17,12 +17,10 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core._checks import (
     check_finite,
-    check_nonempty,
-    check_positive,
+    check_nonnegative,
     check_shape,
     is_traced,
 )
-from ..core._trees import tree_norm
 
 
 def project_box(
@@ -71,6 +69,33 @@ def project_box(
     return jax.tree.map(leaf, x, spread(lower), spread(upper))
 
 
+def project_hypercube(
+    x: PyTree[Array], side: Float[Array, ""] | float = 1.0
+) -> PyTree[Array]:
+    """Projects on `{x : 0 <= x <= side}`, entry by entry.
+
+    Args:
+        x: A pytree of arrays.
+        side: Nonnegative scalar.
+
+    Returns:
+        A pytree like `x`. Where a traced `side` is negative, NaN.
+
+    Raises:
+        ValueError: if `side` is negative (the box is empty).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.operators import project_hypercube
+        >>> [float(v) for v in project_hypercube(jnp.array([-1.0, 0.5, 7.0]))]
+        [0.0, 0.5, 1.0]
+
+    Source: Parikh and Boyd (2014), section 6.2.4.
+    """
+    check_nonnegative("project_hypercube", "side", side)
+    return project_box(x, 0.0, jax.tree.map(lambda v: jnp.asarray(side, v.dtype), x))
+
+
 def project_nonnegative(x: PyTree[Array]) -> PyTree[Array]:
     """Projects on the non-negative orthant: negative entries become zero.
 
@@ -89,89 +114,6 @@ def project_nonnegative(x: PyTree[Array]) -> PyTree[Array]:
     Source: Parikh and Boyd (2014), section 6.2.4.
     """
     return jax.tree.map(jax.nn.relu, x)
-
-
-def project_l2_ball(
-    x: PyTree[Array],
-    radius: Float[Array, ""] | float = 1.0,
-    center: PyTree[Array] | None = None,
-) -> PyTree[Array]:
-    """Projects on `{x : ||x - center|| <= radius}`, with the norm over all leaves.
-
-    Args:
-        x: A pytree of arrays.
-        radius: Positive scalar.
-        center: A pytree like `x`; zero by default.
-
-    Returns:
-        A pytree like `x`; `x` itself, exactly, when it lies in the ball.
-
-    Raises:
-        ValueError: if `radius` is not positive.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from varan.operators import project_l2_ball
-        >>> [round(float(v), 3) for v in project_l2_ball(jnp.array([3.0, 4.0]))]
-        [0.6, 0.8]
-
-    Source: Parikh and Boyd (2014), section 6.5.1.
-    """
-    check_positive("project_l2_ball", "radius", radius)
-    offset = x if center is None else jax.tree.map(jnp.subtract, x, center)
-    norm = tree_norm(offset)
-    radius = jnp.asarray(radius, norm.dtype)
-    radius = jnp.where(radius >= 0, radius, jnp.nan)
-    outside = ~(norm <= radius)
-    scale = radius / jnp.where(outside, norm, 1)
-
-    def leaf(v, d):
-        return jnp.where(outside, v + (scale.astype(v.dtype) - 1) * d, v)
-
-    return jax.tree.map(leaf, x, offset)
-
-
-def project_simplex(
-    x: Float[Array, " n"], total: Float[Array, ""] | float = 1.0
-) -> Float[Array, " n"]:
-    """Projects on `{x >= 0, sum(x) = total}`.
-
-    Shifts all entries by one number and cuts at zero; sorting finds the number in
-    O(n log n).
-
-    Args:
-        x: A vector; use `vmap` for batches.
-        total: What the entries sum to, positive.
-
-    Returns:
-        A vector like `x`.
-
-    Raises:
-        ValueError: if `x` is not a non-empty vector or `total` is not positive.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from varan.operators import project_simplex
-        >>> [float(v) for v in project_simplex(jnp.array([1.5, 1.0, -3.0]))]
-        [0.75, 0.25, 0.0]
-
-    Source: M. Held, P. Wolfe and H. P. Crowder, Validation of subgradient
-        optimization, Mathematical Programming 6 (1974).
-    """
-    check_shape("project_simplex", "x", x, (None,))
-    check_nonempty("project_simplex", "x", x)
-    check_positive("project_simplex", "total", total)
-    total = jnp.asarray(total, x.dtype)
-    total = jnp.where(total > 0, total, jnp.nan)
-    # The answer does not change under a common shift; this one keeps the sums small.
-    # It needs no derivative: that of the shift and that of `cut` would cancel.
-    x = x - jax.lax.stop_gradient(jnp.max(x))
-    descending = -jnp.sort(-x)
-    counts = jnp.arange(1, x.size + 1, dtype=x.dtype)
-    excess = jnp.cumsum(descending) - total
-    support = jnp.maximum(jnp.sum(descending * counts > excess), 1)
-    cut = excess[support - 1] / support.astype(x.dtype)
-    return jax.nn.relu(x - cut)
 
 
 def project_hyperplane(
