@@ -15,6 +15,8 @@ method for large-scale linear SVM".
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -46,8 +48,9 @@ class BoxCoordinateDescent(Solver):
         >>> from varan.problems import Quadratic
         >>> c = jnp.array([-2.0, 1.0])
         >>> problem = Quadratic(jnp.eye(2), c, lower=0.0, upper=1.0)
-        >>> solve(problem, BoxCoordinateDescent(), problem.start()).x.x.round(3)
-        Array([1., 0.], dtype=float32)
+        >>> solution = solve(problem, BoxCoordinateDescent(), problem.start())
+        >>> solution.x.x.round(3).tolist()
+        [1.0, 0.0]
 
     Source:
         Hildreth, 1957, "A quadratic programming procedure".
@@ -66,11 +69,11 @@ class BoxCoordinateDescent(Solver):
             )
 
     def init(self, problem, start):
-        as_quadratic(self, problem, ("A", "G"))
+        problem = as_quadratic(self, problem, ("A", "G"))
         scaled = scale(problem)
         return State(start, problem.condition(start), scaled)
 
-    def step(self, problem, state):
+    def step(self, problem: Any, state):
         scaled: Scaled = state.memory
         old = jnp.clip(state.x.x / scaled.columns, scaled.lower, scaled.upper)
         size, diagonal = old.size, jnp.diagonal(scaled.P)

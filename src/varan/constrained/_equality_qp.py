@@ -58,8 +58,8 @@ class EqualityQP(Solver):
         >>> problem = Quadratic(
         ...     jnp.eye(2), jnp.zeros(2), A=jnp.ones((1, 2)), b=jnp.ones(1)
         ... )
-        >>> solve(problem, EqualityQP(), problem.start()).x.x.round(3)
-        Array([0.5, 0.5], dtype=float32)
+        >>> solve(problem, EqualityQP(), problem.start()).x.x.round(3).tolist()
+        [0.5, 0.5]
 
     Source:
         Rockafellar, 1976, "Augmented Lagrangians and applications of the proximal
@@ -67,7 +67,7 @@ class EqualityQP(Solver):
     """
 
     def init(self, problem, start):
-        as_quadratic(self, problem, ("G", "lower", "upper"))
+        problem = as_quadratic(self, problem, ("G", "lower", "upper"))
         condition = problem.condition(start)
         scaled = scale(problem)
         x, y = scaled.to_scaled(problem, start)
@@ -75,7 +75,7 @@ class EqualityQP(Solver):
         factors = lx.LU().init(operator, {})
         return State(start, condition, _Memory(scaled, factors, x, y))
 
-    def step(self, problem, state):
+    def step(self, problem: Any, state):
         scaled, x, y = state.memory.scaled, state.memory.x, state.memory.y
         right = jnp.concatenate(
             [-(scaled.gradient(x) + scaled.pull(y)), scaled.up - scaled.image(x)]

@@ -46,8 +46,8 @@ class IterativeRefinement(lx.AbstractLinearSolver):
         >>> from varan.constrained import IterativeRefinement
         >>> operator = lx.MatrixLinearOperator(jnp.array([[2.0, 1.0], [1.0, 3.0]]))
         >>> x = lx.linear_solve(operator, jnp.array([3.0, 4.0]), IterativeRefinement())
-        >>> x.value.round(3)
-        Array([1., 1.], dtype=float32)
+        >>> x.value.round(3).tolist()
+        [1.0, 1.0]
 
     Source:
         Carson, Higham, 2018, "Accelerating the solution of linear systems by iterative

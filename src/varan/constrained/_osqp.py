@@ -25,6 +25,8 @@ solver for quadratic programs" (arXiv 1711.08013).
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -87,8 +89,8 @@ class OSQP(Solver):
         ...     jnp.eye(2), jnp.zeros(2), G=-jnp.ones((1, 2)), h=-jnp.ones(1)
         ... )
         >>> solution = solve(problem, OSQP(), problem.start())
-        >>> solution.x.x.round(3), solution.x.inequality.round(3)
-        (Array([0.5, 0.5], dtype=float32), Array([0.5], dtype=float32))
+        >>> solution.x.x.round(3).tolist(), solution.x.inequality.round(3).tolist()
+        ([0.5, 0.5], [0.5])
 
     Source:
         Stellato, Banjac, Goulart, Bemporad, Boyd, 2020, "OSQP: an operator splitting
@@ -119,7 +121,7 @@ class OSQP(Solver):
             )
 
     def init(self, problem, start):
-        as_quadratic(self, problem, operators=True)
+        problem = as_quadratic(self, problem, operators=True)
         condition = problem.condition(start)
         scaled = scale(problem)
         x, y = scaled.to_scaled(problem, start)
@@ -128,7 +130,7 @@ class OSQP(Solver):
         z = jnp.clip(scaled.image(x), scaled.lo, scaled.up)
         return State(start, condition, _Memory(scaled, x, z, y, rho, inverse))
 
-    def step(self, problem, state):
+    def step(self, problem: Any, state):
         old = state.memory
         x, z, y = self._run(old)
         scaled, rows, pull = old.scaled, old.scaled.image(x), old.scaled.pull(y)

@@ -66,8 +66,8 @@ def quadratic_program(
         ...     return quadratic_program(jnp.eye(2), -point, lower=0.0).x.x
         >>> point = jnp.array([1.0, -2.0])
         >>> gradient = jax.grad(lambda p: nearest(p).sum())(point)
-        >>> nearest(point).round(3), abs(gradient).round(3)
-        (Array([1., 0.], dtype=float32), Array([1., 0.], dtype=float32))
+        >>> nearest(point).round(3).tolist(), abs(gradient).round(3).tolist()
+        ([1.0, 0.0], [1.0, 0.0])
 
     Source:
         See the solvers.

@@ -29,6 +29,7 @@ from ..problems._quadratic import (
     apply_transpose,
     farkas_numbers,
     ray_numbers,
+    row_count,
 )
 
 _RUIZ = 10
@@ -67,7 +68,7 @@ class Scaled(eqx.Module):
         """`M'y`."""
         total, at = jnp.zeros_like(self.q), 0
         for R in self.R:
-            size = R.out_size() if hasattr(R, "mv") else R.shape[0]
+            size = row_count(R)
             total = total + apply_transpose(R, y[at : at + size])
             at += size
         return total + y[at:] if self.boxed else total

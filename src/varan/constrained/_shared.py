@@ -11,8 +11,8 @@ from ..core.optimality import KKTPoint
 from ..problems import Quadratic
 
 
-def as_quadratic(solver, problem, refused=(), *, operators=False):
-    """Refuses what a solver is not made for: some fields of the problem, operators."""
+def as_quadratic(solver, problem, refused=(), *, operators=False) -> Quadratic:
+    """The problem, unless the solver is not made for its kind, fields or operators."""
     name = type(solver).__name__
     if not isinstance(problem, Quadratic):
         raise TypeError(
@@ -28,6 +28,7 @@ def as_quadratic(solver, problem, refused=(), *, operators=False):
             f"{name}: the problem's matrices must be arrays (got an operator). Use "
             "OSQP, or operator.as_matrix()."
         )
+    return problem
 
 
 def state_of(problem, scaled, point, condition, proof, memory, *, evaluations):

@@ -83,8 +83,8 @@ class Quadratic(Problem):
         ...     jnp.eye(2), -jnp.array([2.0, 1.0]), A=jnp.ones((1, 2)), b=jnp.ones(1),
         ...     lower=0.0,
         ... )
-        >>> solve(problem, OSQP(), problem.start()).x.x.round(3)
-        Array([1., 0.], dtype=float32)
+        >>> solve(problem, OSQP(), problem.start()).x.x.round(3).tolist()
+        [1.0, 0.0]
 
     Source:
         Boyd, Vandenberghe, 2004, "Convex Optimization", sections 5.2 and 5.8; the
@@ -172,7 +172,7 @@ class Quadratic(Problem):
         return KKTPoint(
             _stationarity(gradient, x.x, lower, upper, steep, near),
             gap,
-            None if slack is None else _complementarity(x[2], slack, steep, near),
+            None if self.h is None else _complementarity(x[2], slack, steep, near),
         )
 
     def certify(self, x, condition, tol):
@@ -186,7 +186,7 @@ class Quadratic(Problem):
             jnp.maximum(lower - x.x, 0),
             jnp.maximum(x.x - upper, 0),
             gap,
-            None if slack is None else jnp.maximum(-slack, 0),
+            None if self.h is None else jnp.maximum(-slack, 0),
         )
         # f(x) - min L, where f(x) - L(x) is what the multipliers make of the slacks.
         product = _dot(x.inequality, slack) - _dot(x.equality, gap)
@@ -194,11 +194,11 @@ class Quadratic(Problem):
         value = x.x @ (image / 2 + self.c)
         right = _dot(x.equality, self.b) + _dot(x.inequality, self.h)
         farkas = farkas_numbers(x[1:], pull, right, lower, upper)
-        moves = [(x.x, lower, upper)]
-        if gap is not None:
+        moves: list[Any] = [(x.x, lower, upper)]
+        if self.b is not None:
             moves.append((gap + self.b, self.b, self.b))
-        if slack is not None:
-            moves.append((self.h - slack, jnp.full_like(slack, -jnp.inf), self.h))
+        if self.h is not None:
+            moves.append((self.h - slack, jnp.full_like(self.h, -jnp.inf), self.h))
         ray = ray_numbers(x.x, image, -(self.c @ x.x), moves)
         details = {
             "objective": value,
@@ -236,11 +236,11 @@ class Quadratic(Problem):
     def unique(self):
         return self._unique
 
-    def _products(self, point):
+    def _products(self, point) -> tuple[Array, Any, Any, Array]:
         """`Q x`, `A x - b`, `h - G x`, and `A' equality + G' inequality`."""
         x, nu, lam = point
-        gap = None if self.A is None else apply(self.A, x) - self.b
-        slack = None if self.G is None else self.h - apply(self.G, x)
+        gap = None if self.b is None else apply(self.A, x) - self.b
+        slack = None if self.h is None else self.h - apply(self.G, x)
         pull = jnp.zeros_like(x)
         if self.A is not None:
             pull = pull + apply_transpose(self.A, nu)
@@ -277,6 +277,11 @@ def apply(matrix: Matrix, vector: Array) -> Array:
 def apply_transpose(matrix: Matrix, vector: Array) -> Array:
     """The product of its transpose with a vector."""
     return matrix.T.mv(vector) if _is_operator(matrix) else vector @ matrix
+
+
+def row_count(matrix: Matrix) -> int:
+    """The rows of an array or a lineax operator."""
+    return matrix.out_size() if _is_operator(matrix) else matrix.shape[0]
 
 
 def farkas_numbers(multipliers, pull, right, lower, upper):
@@ -428,7 +433,7 @@ def _rows(name, side, matrix, right, n, dtype):
     if matrix is None:
         return None, None
     matrix = _matrix(name, matrix, (None, n), dtype)
-    rows = matrix.out_size() if _is_operator(matrix) else matrix.shape[0]
+    rows = row_count(matrix)
     right = _vector(side, right, rows)
     if right.dtype != dtype:
         raise TypeError(
