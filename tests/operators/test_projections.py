@@ -9,13 +9,22 @@ import pytest
 from jax.test_util import check_grads
 
 from varan.operators import (
+    isotonic_l2,
     project_affine,
+    project_birkhoff,
     project_box,
+    project_box_section,
     project_halfspace,
+    project_hypercube,
     project_hyperplane,
+    project_l1_ball,
     project_l2_ball,
+    project_linf_ball,
     project_nonnegative,
+    project_positive_semidefinite,
+    project_second_order_cone,
     project_simplex,
+    project_transport,
 )
 
 NORMAL = jnp.array([1.0, -2.0, 0.5])
@@ -51,7 +60,65 @@ CASES = {
             np.linalg.norm(u @ np.asarray(ROWS.T) - np.asarray(RIGHT), axis=-1) < 1e-9
         ),
     ),
+    "hypercube": (
+        lambda x: project_hypercube(x, 1.5),
+        lambda u: np.all((u >= 0) & (u <= 1.5), -1),
+    ),
+    "l1 ball": (
+        lambda x: project_l1_ball(x, 1.5),
+        lambda u: np.sum(abs(u), -1) <= 1.5 + 1e-12,
+    ),
+    "maximum ball": (
+        lambda x: project_linf_ball(x, 0.8),
+        lambda u: np.max(abs(u), -1) <= 0.8,
+    ),
+    "box section": (
+        lambda x: project_box_section(x, -0.5, jnp.array([1.0, jnp.inf, 2]), NORMAL, 1),
+        lambda u: (
+            (abs(u @ np.asarray(NORMAL) - 1) < 1e-9)
+            & np.all((u >= -0.5) & (u <= np.array([1.0, np.inf, 2.0])), -1)
+        ),
+    ),
+    "second-order cone": (
+        project_second_order_cone,
+        lambda u: np.linalg.norm(u[..., 1:], axis=-1) <= u[..., 0] + 1e-12,
+    ),
+    "semidefinite cone": (
+        lambda x: _flat(project_positive_semidefinite(_symmetric(x))),
+        lambda u: np.linalg.eigvalsh(np.asarray(jax.vmap(_symmetric)(u)))[:, 0] > -1e-9,
+    ),
+    "monotone cone": (isotonic_l2, lambda u: np.all(np.diff(u, axis=-1) >= 0, -1)),
 }
+
+
+def _symmetric(x):
+    """Coordinates of a symmetric matrix in an orthonormal basis."""
+    off = x[1] / np.sqrt(2)
+    return jnp.stack([x[0], off, off, x[2]]).reshape(2, 2)
+
+
+def _flat(matrix):
+    return jnp.stack([matrix[0, 0], matrix[0, 1] * np.sqrt(2), matrix[1, 1]])
+
+
+MATRICES = {
+    "Birkhoff": lambda x: project_birkhoff(x.reshape(3, 3)).ravel(),
+    "transport": lambda x: project_transport(
+        x.reshape(3, 4), jnp.array([0.2, 0.3, 0.5]), jnp.array([0.1, 0.4, 0.3, 0.2])
+    ).ravel(),
+    "semidefinite": lambda x: project_positive_semidefinite(x.reshape(3, 3)).ravel(),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_sets_of_matrices_obey_the_variational_inequality(name):
+    project = jax.jit(jax.vmap(MATRICES[name]))
+    size = 12 if name == "transport" else 9
+    x = np.random.default_rng(0).standard_normal((40, size))
+    u = np.asarray(project(jnp.array(x)))
+    v = np.asarray(project(jnp.array(np.roll(4 * x, 1, 0))))
+    assert np.max(np.einsum("ik,ijk->ij", x - u, v[None] - u[:, None])) < 1e-9
+    np.testing.assert_allclose(project(jnp.array(u)), u, atol=1e-9)
 
 
 @pytest.fixture(params=CASES, scope="module")

@@ -7,7 +7,19 @@ import pytest
 from jax.test_util import check_grads
 from scipy.optimize import minimize_scalar
 
-from varan.operators import project_box, prox_elastic_net, prox_l1, prox_ridge
+from varan.operators import (
+    project_box,
+    project_l2_ball,
+    project_simplex,
+    prox_elastic_net,
+    prox_from_projection,
+    prox_group_lasso,
+    prox_l1,
+    prox_none,
+    prox_nonnegative_l1,
+    prox_nonnegative_ridge,
+    prox_ridge,
+)
 
 CASES = {
     "l1": (lambda x, t: prox_l1(x, 0.7, t), lambda u: 0.7 * abs(u)),
@@ -15,6 +27,18 @@ CASES = {
     "elastic net": (
         lambda x, t: prox_elastic_net(x, 0.7, 1.3, t),
         lambda u: 0.7 * abs(u) + 0.65 * u**2,
+    ),
+    "nonnegative l1": (
+        lambda x, t: prox_nonnegative_l1(x, 0.7, t),
+        lambda u: 0.7 * u if u >= 0 else 1e3 * (1 - u),
+    ),
+    "nonnegative ridge": (
+        lambda x, t: prox_nonnegative_ridge(x, 0.7, t),
+        lambda u: 0.35 * u**2 if u >= 0 else 1e3 * (1 - u),
+    ),
+    "group lasso": (
+        lambda x, t: prox_group_lasso(x, 0.7, t),
+        lambda u: 0.7 * abs(u),
     ),
 }
 
@@ -86,3 +110,31 @@ def test_nan_stays_nan(case):
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="`l1` must not be negative"):
         prox_l1(jnp.ones(2), -1.0)
+
+
+def test_moreau_identity_of_the_norm():
+    # The conjugate of w ||.|| is the indicator of the ball of radius w.
+    x = jnp.array(points())
+    shrink = jax.vmap(lambda v: prox_group_lasso(v, 0.7, 0.6))
+    project = jax.vmap(lambda v: project_l2_ball(v / 0.6, 0.7))
+    np.testing.assert_allclose(shrink(x) + 0.6 * project(x), x, atol=1e-14)
+
+
+def test_group_lasso_treats_all_leaves_as_one_group_and_zero_is_safe():
+    tree = prox_group_lasso({"a": jnp.array([3.0]), "b": jnp.array([4.0])}, 2.5)
+    np.testing.assert_allclose([tree["a"][0], tree["b"][0]], [1.5, 2.0])
+    jacobian = jax.jacrev(prox_group_lasso)(jnp.zeros(2))
+    assert jnp.all(jacobian == 0)
+    assert jnp.all(prox_group_lasso(jnp.zeros(2), 0.0) == 0)
+
+
+def test_a_projection_is_a_proximal_operator_whatever_the_step():
+    prox = prox_from_projection(project_simplex)
+    x = jnp.array([0.3, 1.2, -0.5])
+    assert jnp.all(prox(x, 0.1) == project_simplex(x))
+    assert jnp.all(prox(x, 7.0, 2.0) == project_simplex(x, 2.0))
+
+
+def test_nothing_is_the_identity():
+    x = {"a": jnp.ones(2)}
+    assert prox_none(x, 0.3) is x

@@ -236,8 +236,10 @@ def _section_shift(x, lower, upper, normal, offset):
         new = jnp.where(
             inside & ~(slow & (low >= first) & (high <= last)), newton, middle
         )
-        new = jnp.where((excess == 0) | jnp.isnan(excess), t, new)
-        done = (new == t) | (excess == 0) | jnp.isnan(excess)
+        # Within the sum's rounding the free entries are known, and they alone matter.
+        size = jnp.sum(jnp.abs(normal * point)) + jnp.abs(offset)
+        done = ~(jnp.abs(excess) > 4 * jnp.finfo(x.dtype).eps * size) | (new == t)
+        new = jnp.where(done, t, new)
         return new, low, high, jnp.abs(excess), done, steps + 1
 
     infinity = jnp.asarray(jnp.inf, x.dtype)
