@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core import Solver, State, Status
-from ..core._checks import check_positive
+from ..core._checks import check_positive, is_traced
 from ..problems._quadratic import apply
 from ._scaled import Scaled, find_proof, scale, solve_active
 from ._shared import as_quadratic, state_of
@@ -114,6 +114,10 @@ class OSQP(Solver):
     def __check_init__(self):
         check_positive("OSQP", "rho", self.rho)
         check_positive("OSQP", "relaxation", self.relaxation)
+        if not is_traced(self.relaxation) and np.any(np.asarray(self.relaxation) >= 2):
+            raise ValueError(
+                f"OSQP: `relaxation` must be below 2 (got {self.relaxation})."
+            )
         if not isinstance(self.iterations, int) or self.iterations < 1:
             raise ValueError(
                 "OSQP: `iterations` must be a positive integer (got "
@@ -195,7 +199,7 @@ def _conjugate_gradients(scaled, rho, right, x):
     def product(v):
         return apply(scaled.P, v) + _SIGMA * v + scaled.pull(rho * scaled.image(v))
 
-    # Little is asked of each solve: the start is the last one's answer.
+    # From the last answer, which is near: few iterations reach a tight tolerance.
     tol = float(np.finfo(x.dtype).eps) ** 0.75
     return jsp.sparse.linalg.cg(product, right, x, tol=tol, maxiter=x.size)[0]
 
