@@ -168,6 +168,11 @@ PAIRS = {
 }
 
 
+# jaxopt stops the gradient of the columns' projections, and returns zero here. Ours is
+# held to finite differences by the operators' contract.
+NO_SLOPES = ("transport", "Birkhoff")
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_answers_and_derivatives_agree(name):
     ours, theirs, point, tol = PAIRS[name]
@@ -190,7 +195,8 @@ def test_answers_and_derivatives_agree(name):
 
     (answer, slope), (wanted, wanted_slope) = run(ours), run(theirs)
     np.testing.assert_allclose(answer, wanted, atol=tol + 1e-15)
-    np.testing.assert_allclose(slope, wanted_slope, atol=10 * tol + 1e-12)
+    if name not in NO_SLOPES:
+        np.testing.assert_allclose(slope, wanted_slope, atol=10 * tol + 1e-12)
 
 
 def test_isotonic_regression_agrees():
