@@ -33,7 +33,8 @@ def quadratic_program(
     """Minimises `x'Qx / 2 + c'x` with `A x = b`, `G x <= h`, `lower <= x <= upper`.
 
     With equalities alone (or nothing) `EqualityQP` solves it, in all other cases, and
-    for operators, `OSQP`. Derivatives are right with respect to all arrays; batches are
+    for operators, `OSQP`; with bounds alone and a well-conditioned `Q`,
+    `BoxCoordinateDescent` is faster, in batches by far. Derivatives are right with respect to all arrays; batches are
     made with `jax.vmap`. For repeated solves under `jax.jit`, jit the caller: that
     saves the checks of the data.
 
