@@ -34,9 +34,9 @@ def quadratic_program(
 
     With equalities alone (or nothing) `EqualityQP` solves it, in all other cases, and
     for operators, `OSQP`; with bounds alone and a well-conditioned `Q`,
-    `BoxCoordinateDescent` is faster, in batches by far. Derivatives are right with respect to all arrays; batches are
-    made with `jax.vmap`. For repeated solves under `jax.jit`, jit the caller: that
-    saves the checks of the data.
+    `BoxCoordinateDescent` is faster, in batches by far. Derivatives are right with
+    respect to all arrays; batches are made with `jax.vmap`. For repeated solves jit the
+    caller: that saves the checks of the data.
 
     Args:
         Q: Symmetric positive semidefinite, shape (n, n).
