@@ -6,6 +6,7 @@
 | `EqualityQP` | equalities alone, or nothing | one product with a factorisation |
 | `BoxCoordinateDescent` | bounds alone | sweeps over the coordinates |
 | `OSQP` | everything; operators too | iterations of ADMM, and a polish |
+| `AugmentedLagrangian` | nonlinear constraints | a run of an inner solver |
 | `IterativeRefinement` | linear systems, as a lineax solver | |
 
 All start from a `KKTPoint` (`problem.start()`, or an earlier answer), recognise
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._augmented_lagrangian import AugmentedLagrangian as AugmentedLagrangian
     from ._box_coordinate_descent import BoxCoordinateDescent as BoxCoordinateDescent
     from ._equality_qp import EqualityQP as EqualityQP
     from ._iterative_refinement import IterativeRefinement as IterativeRefinement
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
+        "AugmentedLagrangian": "_augmented_lagrangian",
         "BoxCoordinateDescent": "_box_coordinate_descent",
         "EqualityQP": "_equality_qp",
         "IterativeRefinement": "_iterative_refinement",
