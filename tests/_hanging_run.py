@@ -6,8 +6,10 @@ import textwrap
 import time
 from pathlib import Path
 
+# Tests that are run in the background of a shell inherit that Ctrl-C is ignored.
 _COMMAND = """
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, {tests!r})
     from conftest import make_row
     from varan import cli

@@ -14,8 +14,10 @@ from varan import cli
 from varan.lab.store import Store
 
 LAB = Path(__file__).parent / "lab"
+# Tests that are run in the background of a shell inherit that Ctrl-C is ignored.
 _SCRIPT = """
-    import os, sys
+    import os, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, {lab!r})
     from conftest import make_row
     from varan import cli

@@ -62,7 +62,11 @@ def node():
         yield f"127.0.0.1:{port}"
     finally:
         head.terminate()
-        head.wait(30)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

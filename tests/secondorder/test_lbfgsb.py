@@ -109,7 +109,7 @@ def model_of(seed, n=6, m=3):
 
 def test_the_compact_form_is_bfgs():
     model, B = model_of(0)
-    compact = model.theta * jnp.eye(6) - model.W.T @ model.middle @ model.W
+    compact = model.theta * jnp.eye(6) + model.V.T @ jnp.diag(model.signs) @ model.V
     np.testing.assert_allclose(compact, B, atol=1e-10)
 
 

@@ -53,6 +53,15 @@ class Perturbed(eqx.Module):
         samples: How many draws are averaged.
         noise: Draws the noise and knows its density.
         control_variate: What is subtracted from the values in the derivatives.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.fenchel_young import Perturbed, perturbed_function
+        >>> smooth = perturbed_function(jnp.sign, samples=1000, sigma=0.5)
+        >>> isinstance(smooth, Perturbed)
+        True
+        >>> bool(0 < smooth(jnp.array([0.2]), jax.random.key(0))[0] < 1)
+        True
     """
 
     function: Callable
@@ -156,6 +165,17 @@ class PerturbedMax(eqx.Module):
 
     Args:
         argmax: The perturbed maximiser, the gradient of the maximum.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.fenchel_young import PerturbedMax, perturbed_max
+        >>> def corner(x):
+        ...     return jax.nn.one_hot(jnp.argmax(x), x.size)
+        >>> smooth = perturbed_max(corner, samples=1000, sigma=0.1)
+        >>> isinstance(smooth, PerturbedMax)
+        True
+        >>> bool(smooth(jnp.zeros(2), jax.random.key(0)) > 0)  # noise lifts a maximum
+        True
     """
 
     argmax: Perturbed
