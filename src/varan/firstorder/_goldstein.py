@@ -16,7 +16,7 @@ stochastic gradient: interpolation, line-search, and convergence rates" (arXiv
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,12 @@ from ..core._checks import check_positive
 
 
 class GoldsteinState(NamedTuple):
-    """The step that the last search found, and the values it took."""
+    """What `scale_by_goldstein_linesearch` keeps.
+
+    Args:
+        stepsize: That the last search ended with; the next one begins there.
+        trials: Values that the last search took.
+    """
 
     stepsize: Float[Array, ""]
     trials: Int[Array, ""]
@@ -109,7 +114,7 @@ def scale_by_goldstein_linesearch(
     def update(updates, state, params, *, value, grad, value_fn, **extra):
         del extra
         dtype = state.stepsize.dtype
-        slope = optax.tree.vdot(updates, grad).astype(dtype)
+        slope = jnp.asarray(optax.tree.vdot(updates, grad), dtype)
         value = jnp.asarray(value, dtype)
         noise = float(np.finfo(dtype).eps) * jnp.abs(value)
         longest = jnp.asarray(max_stepsize, dtype)
@@ -144,7 +149,7 @@ def scale_by_goldstein_linesearch(
         scaled = optax.tree.scale(search.low, updates)
         return scaled, GoldsteinState(search.stepsize, search.trials)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def _check_settings(slope_rtol, decrease_factor, increase_factor, max_stepsize, trials):

@@ -164,8 +164,8 @@ class GeneralisedLinear(Problem):
         steps = jnp.broadcast_to(jnp.asarray(stepsize, v.dtype), v.shape[:1])
         return jax.vmap(lambda p, row, t: p.prox(row, t))(self.row_penalties, v, steps)
 
-    def condition(self, w):
-        return self.condition_at(w, self.predictions(w))
+    def condition(self, x):
+        return self.condition_at(x, self.predictions(x))
 
     def condition_at(
         self, w: Float[Array, "d ..."], predictions: Float[Array, "n ..."]
