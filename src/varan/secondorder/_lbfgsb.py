@@ -144,11 +144,16 @@ class LBFGSB(Solver):
 
 
 class _Model(eqx.Module):
-    """BFGS's matrix in compact form: `theta I - W' middle W`, with 2m rows in W."""
+    """BFGS's matrix as `theta I + Y'Y - G'G`, with 2m rows `V` of signs `signs`.
+
+    The compact form's middle matrix, factorised once into the rows: with pairs of
+    product one, `G = C^-1 (theta S + L Y)`, where L is the lower part of `S Y'` and
+    `C C' = theta S S' + L L'`.
+    """
 
     theta: Float[Array, ""]
-    W: Float[Array, "2m n"]
-    middle: Float[Array, "2m 2m"]
+    V: Float[Array, "2m n"]
+    signs: Float[Array, " 2m"]
 
     @staticmethod
     def make(memory: _Memory) -> _Model:
@@ -159,22 +164,25 @@ class _Model(eqx.Module):
         used = jnp.arange(m, dtype=jnp.int32) >= m - memory.count
         L = jnp.tril(S @ Y.T, -1)
         # An unused row is zero: what stands on its diagonal reaches nothing.
-        inner = theta * (S @ S.T) + jnp.diag(jnp.where(used, 0, theta))
-        matrix = jnp.block([[-jnp.eye(m, dtype=S.dtype), L.T], [L, inner]])
-        return _Model(theta, jnp.concatenate([Y, theta * S]), jnp.linalg.inv(matrix))
+        middle = theta * (S @ S.T) + L @ L.T + jnp.diag(jnp.where(used, 0, theta))
+        factor = jnp.linalg.cholesky(middle, symmetrize_input=False)
+        G = jax.lax.linalg.triangular_solve(
+            factor, theta * S + L @ Y, left_side=True, lower=True
+        )
+        signs = jnp.concatenate([jnp.ones_like(S[:, 0]), -jnp.ones_like(S[:, 0])])
+        return _Model(theta, jnp.concatenate([Y, G]), signs)
 
 
 def _subspace_minimum(model, x, g, lower, upper):
     """Where the model is least over the face that the Cauchy point lies in."""
     cauchy, free = _cauchy_point(model, x, g, lower, upper)
-    theta, W, middle = model.theta, model.W, model.middle
-    residual = g + theta * (cauchy - x) - W.T @ (middle @ (W @ (cauchy - x)))
+    theta, V, signs = model.theta, model.V, model.signs
+    residual = g + theta * (cauchy - x) + (signs * (V @ (cauchy - x))) @ V
     residual = jnp.where(free, residual, 0)
-    face = jnp.where(free[None, :], W, 0)
+    face = jnp.where(free[None, :], V, 0)
     # Sherman, Morrison and Woodbury, on the face.
-    system = jnp.eye(W.shape[0], dtype=x.dtype) - middle @ (face @ face.T) / theta
-    weights = jnp.linalg.solve(system, middle @ (face @ residual))
-    step = -(residual + weights @ face / theta) / theta
+    weights = jnp.linalg.solve(jnp.diag(theta * signs) + face @ face.T, face @ residual)
+    step = -(residual - weights @ face) / theta
     # Projected, the minimum mostly still descends; else the step ends at the face's
     # boundary (Morales and Nocedal).
     projected = jnp.clip(cauchy + step, lower, upper)
@@ -202,13 +210,15 @@ def _cauchy_point(model, x, g, lower, upper):
     lengths = jnp.where(jnp.isfinite(ends), ends - begins, 0)
 
     moving = d[order]
-    square = _tail_sums((moving * moving)[None, :])[0]
-    p = _tail_sums(model.W[:, order] * moving[None, :])  # W d, segment by segment
+    # V d and d'd, segment by segment.
+    rows = jnp.concatenate([model.V[:, order], moving[None, :]]) * moving[None, :]
+    sums = _tail_sums(rows)
+    p, square = sums[:-1], sums[-1]
     along = p * lengths[None, :]
-    c = jnp.cumsum(along, axis=1) - along  # W (x(t) - x), where each segment begins
-    pushed = model.middle @ p
-    slope = -square + model.theta * begins * square - jnp.sum(pushed * c, axis=0)
-    bend = model.theta * square - jnp.sum(pushed * p, axis=0)
+    c = jnp.cumsum(along, axis=1) - along  # V (x(t) - x), where each segment begins
+    signed = model.signs[:, None] * p
+    slope = -square + model.theta * begins * square + jnp.sum(signed * c, axis=0)
+    bend = model.theta * square + jnp.sum(signed * p, axis=0)
     # The model is convex: less than this is rounding.
     least = float(np.finfo(x.dtype).eps) * model.theta * square
     bend = jnp.maximum(bend, jnp.where(least > 0, least, 1))
