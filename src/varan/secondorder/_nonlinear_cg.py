@@ -80,7 +80,8 @@ def nonlinear_cg(
     Differences:
         From `optimistix.NonlinearCG`, which has four of the formulae and a backtracking
         search: a search for Wolfe's conditions, without which the formulae promise no
-        descent, and Hager and Zhang's formula.
+        descent; Hager and Zhang's formula; and the signs of Hestenes and Stiefel's and
+        of Dai and Yuan's, which are the opposite there (version 0.1.0).
     """
     if linesearch is None:
         linesearch = scale_by_hager_zhang_linesearch(first_trial="previous")
