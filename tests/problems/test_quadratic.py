@@ -225,3 +225,18 @@ def test_gradients_with_respect_to_q_are_symmetric():
     gradient = jax.grad(first)(jnp.array([[2.0, 0.5], [0.5, 1.0]]))
     np.testing.assert_allclose(gradient, gradient.T)
     assert eqx.filter_jit(jax.grad(first))(EYE).shape == (2, 2)
+
+
+@pytest.mark.parametrize("bound", ["upper", "h"])
+def test_the_derivative_at_a_tie_is_nan_and_right_beside_it(bound):
+    """At `x <= 1` the minimum of `(x - 1)^2 / 2` has one slope on either side."""
+
+    def answer(limit):
+        if bound == "upper":
+            constraint = {"upper": limit}
+        else:
+            constraint = {"G": jnp.ones((1, 1)), "h": limit[None]}
+        return quadratic_program(jnp.eye(1), -jnp.ones(1), **constraint).x.x[0]
+
+    slopes = [float(jax.grad(answer)(jnp.asarray(v))) for v in (0.5, 1.0, 2.0)]
+    np.testing.assert_allclose(slopes, [1.0, np.nan, 0.0], atol=1e-9)

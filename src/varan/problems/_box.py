@@ -130,9 +130,8 @@ class BoxConstrained(Problem):
 
     def condition_with(self, x: PyTree[Array], gradient: PyTree[Array]):
         """The condition's value at `x`, given the gradient there."""
-        # No ties here: they matter to derivatives alone.
         return jtu.tree_map(
-            lambda g, v, low, high: _stationarity(g, v, low, high, -1.0, -1.0),
+            lambda g, v, low, high: _stationarity(g, v, low, high),
             gradient,
             x,
             *self.bounds(x),

@@ -169,11 +169,19 @@ class Quadratic(Problem):
         tiny = float(np.sqrt(np.finfo(self.c.dtype).eps))
         steep = tiny * _largest(image, self.c, x.inequality)
         near = tiny * _largest(x.x, _finite(lower), _finite(upper), self.h)
-        return KKTPoint(
-            _stationarity(gradient, x.x, lower, upper, steep, near),
-            gap,
-            None if self.h is None else _complementarity(x[2], slack, steep, near),
-        )
+        # What the data alone do at x: all that a tie lets act (see `_tie`).
+        still = jax.tree.map(jax.lax.stop_gradient, x)
+        image, _, distance, pull = self._products(still)
+        first = _stationarity(gradient, x.x, lower, upper)
+        tied = _is_bound_tied(gradient, x.x, lower, upper, steep, near)
+        at_lower = still.x - lower < upper - still.x
+        to_bound = still.x - jnp.where(at_lower, lower, upper)
+        first = _tie(tied, first, image + self.c + pull + to_bound)
+        if self.h is None:
+            return KKTPoint(first, gap, None)
+        last = jnp.where(x.inequality < slack, x.inequality, slack)
+        tied = (jnp.abs(x.inequality) <= steep) & (jnp.abs(slack) <= near)
+        return KKTPoint(first, gap, _tie(tied, last, distance))
 
     def certify(self, x, condition, tol):
         x = KKTPoint(*x)
@@ -328,22 +336,27 @@ def ray_numbers(ray, image, fall, moves):
     return fall / size, _largest(image, *wrong) / size
 
 
-def _stationarity(gradient, x, lower, upper, steep, near):
+def _stationarity(gradient, x, lower, upper):
     """`x - clip(x - gradient, lower, upper)`, exact where there are no bounds."""
     below, above = x - lower, x - upper
     value = jnp.where(gradient < above, above, gradient)
     value = jnp.where(gradient > below, below, value)
-    fixed = lower == upper
-    value = jnp.where(fixed, (below + above) / 2, value)
-    at_bound = (jnp.abs(below) <= near) | (jnp.abs(above) <= near)
-    tied = ~fixed & at_bound & (jnp.abs(gradient) <= steep)
-    return jnp.where(tied, jax.lax.stop_gradient(value), value)
+    return jnp.where(lower == upper, (below + above) / 2, value)
 
 
-def _complementarity(multiplier, slack, steep, near):
-    value = jnp.where(multiplier < slack, multiplier, slack)
-    tied = (jnp.abs(multiplier) <= steep) & (jnp.abs(slack) <= near)
-    return jnp.where(tied, jax.lax.stop_gradient(value), value)
+def _is_bound_tied(gradient, x, lower, upper, steep, near):
+    """Whether a bound is active with a gradient of zero."""
+    at_bound = (jnp.abs(x - lower) <= near) | (jnp.abs(x - upper) <= near)
+    return (lower != upper) & at_bound & (jnp.abs(gradient) <= steep)
+
+
+def _tie(tied, value, moves):
+    """`value`, of which at a tie only the data move, as `moves` does.
+
+    The unknown does not act there, so that the Jacobian's row is zero and the matrix
+    singular, while the data do: the derivative is then NaN, and not zero.
+    """
+    return jnp.where(tied, jax.lax.stop_gradient(value - moves) + moves, value)
 
 
 def _largest(*arrays):
