@@ -20,3 +20,10 @@ def float32():
     """Runs a test in JAX's default precision."""
     with jax.enable_x64(False):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_functions():
+    """What a file has compiled serves no other, and thousands of them fill the memory."""
+    yield
+    jax.clear_caches()
