@@ -24,6 +24,6 @@ def float32():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_functions():
-    """What a file has compiled serves no other, and thousands of them fill the memory."""
+    """What a file has compiled serves no other file, and all of it fills the memory."""
     yield
     jax.clear_caches()
