@@ -6,20 +6,26 @@ from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
     from ._digits import digit_images as digit_images
+    from ._mnist1d import mnist1d as mnist1d
     from ._random_k import random_k as random_k
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
     from ._tabular import split as split
     from ._tabular import standardise as standardise
+    from ._text import documentation_sentences as documentation_sentences
+    from ._text import token_sequences as token_sequences
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "breast_cancer": "_tabular",
         "digit_images": "_digits",
+        "documentation_sentences": "_text",
         "flip_labels": "_tabular",
+        "mnist1d": "_mnist1d",
         "random_k": "_random_k",
         "split": "_tabular",
         "standardise": "_tabular",
+        "token_sequences": "_text",
     },
 )
