@@ -7,6 +7,11 @@ from .._lazy import attach as _attach
 if TYPE_CHECKING:
     from ._digits import digit_images as digit_images
     from ._mnist1d import mnist1d as mnist1d
+    from ._point_clouds import checkerboard as checkerboard
+    from ._point_clouds import gaussian_mixture as gaussian_mixture
+    from ._point_clouds import sphere_points as sphere_points
+    from ._point_clouds import swiss_roll as swiss_roll
+    from ._point_clouds import two_moons as two_moons
     from ._random_k import random_k as random_k
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
@@ -19,13 +24,18 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "breast_cancer": "_tabular",
+        "checkerboard": "_point_clouds",
         "digit_images": "_digits",
         "documentation_sentences": "_text",
         "flip_labels": "_tabular",
+        "gaussian_mixture": "_point_clouds",
         "mnist1d": "_mnist1d",
         "random_k": "_random_k",
+        "sphere_points": "_point_clouds",
         "split": "_tabular",
         "standardise": "_tabular",
+        "swiss_roll": "_point_clouds",
         "token_sequences": "_text",
+        "two_moons": "_point_clouds",
     },
 )

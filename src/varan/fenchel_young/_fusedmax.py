@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core._checks import check_nonnegative
+from ..core._envelope import tree_inner
 from ..operators import prox_tv1d
 from ._entmax import check_scores, sparsemax
-from ._envelope import tree_inner
 from ._regularisers import Regulariser, on_simplex
 
 

@@ -37,8 +37,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core._certificate import Certificate
 from ..core._checks import check_choice, check_finite, check_positive
+from ..core._envelope import envelope, tree_inner
 from ..core._trees import tree_norm
-from ._envelope import envelope, tree_inner
 from ._noise import Gumbel, Noise
 
 ControlVariate = Literal["leave-one-out", "point", "none"]

@@ -32,9 +32,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core._certificate import Certificate
+from ..core._envelope import envelope, tree_inner
 from ..core._trees import tree_norm, tree_square
 from ._entmax import check_alpha, check_scores, entmax
-from ._envelope import envelope, tree_inner
 
 
 class Regulariser(eqx.Module):

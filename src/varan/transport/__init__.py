@@ -13,6 +13,16 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._divergence import cost_matrix as cost_matrix
+    from ._divergence import entropic_cost as entropic_cost
+    from ._divergence import sinkhorn_divergence as sinkhorn_divergence
+    from ._gaussian import bures_wasserstein as bures_wasserstein
+    from ._gaussian import gaussian_entropic_plan as gaussian_entropic_plan
+    from ._gaussian import gaussian_map as gaussian_map
+    from ._gaussian import ornstein_uhlenbeck as ornstein_uhlenbeck
+    from ._langevin import LangevinRun as LangevinRun
+    from ._langevin import ReplayBuffer as ReplayBuffer
+    from ._langevin import langevin as langevin
     from ._problem import EntropicTransport as EntropicTransport
     from ._rounding import round_to_polytope as round_to_polytope
     from ._semidual_newton import SemiDualNewton as SemiDualNewton
@@ -22,18 +32,32 @@ if TYPE_CHECKING:
     from ._solve import sinkhorn as sinkhorn
     from ._solve import sinkhorn_newton_sparse as sinkhorn_newton_sparse
     from ._sparse_newton import SparseNewton as SparseNewton
+    from ._uvp import bw_uvp as bw_uvp
+    from ._uvp import l2_uvp as l2_uvp
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "EntropicTransport": "_problem",
+        "LangevinRun": "_langevin",
+        "ReplayBuffer": "_langevin",
         "SemiDualNewton": "_semidual_newton",
         "Sinkhorn": "_sinkhorn",
         "SparseNewton": "_sparse_newton",
         "TransportSolution": "_solve",
+        "bures_wasserstein": "_gaussian",
+        "bw_uvp": "_uvp",
+        "cost_matrix": "_divergence",
+        "entropic_cost": "_divergence",
         "entropic_transport": "_solve",
+        "gaussian_entropic_plan": "_gaussian",
+        "gaussian_map": "_gaussian",
+        "l2_uvp": "_uvp",
+        "langevin": "_langevin",
+        "ornstein_uhlenbeck": "_gaussian",
         "round_to_polytope": "_rounding",
         "sinkhorn": "_solve",
+        "sinkhorn_divergence": "_divergence",
         "sinkhorn_newton_sparse": "_solve",
     },
 )
