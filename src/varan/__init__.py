@@ -50,6 +50,8 @@ __getattr__, __dir__, __all__ = _attach(
         "games",
         "landscape",
         "lipschitz",
+        "metrics",
+        "nets",
         "operators",
         "problems",
         "secondorder",
