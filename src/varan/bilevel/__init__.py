@@ -13,12 +13,22 @@ from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
     from ._aipod import AiPOD as AiPOD
+    from ._alternating import Iterate as Iterate
+    from ._alternating import Oracles as Oracles
+    from ._alternating import trajectory as trajectory
     from ._examples import coupled_quadratic_example as coupled_quadratic_example
     from ._examples import linear_lower_example as linear_lower_example
     from ._examples import weighted_svm as weighted_svm
+    from ._f2sa import F2SA as F2SA
     from ._hypergradient import Hypergradient as Hypergradient
     from ._hypergradient import hypergradient as hypergradient
     from ._hypergradient import hypergradient_error_bound as hypergradient_error_bound
+    from ._implicit_solvers import AIDCG as AIDCG
+    from ._implicit_solvers import MASOBA as MASOBA
+    from ._implicit_solvers import SOBA as SOBA
+    from ._implicit_solvers import TTSA as TTSA
+    from ._implicit_solvers import StocBiO as StocBiO
+    from ._implicit_solvers import Unrolled as Unrolled
     from ._lv_hba import LVHBA as LVHBA
     from ._lv_hba import saddle_stepsize_bound as saddle_stepsize_bound
     from ._problem import BilevelPoint as BilevelPoint
@@ -30,22 +40,34 @@ if TYPE_CHECKING:
         proximal_lagrangian_value as proximal_lagrangian_value,
     )
     from ._proximal_lagrangian import value_gap as value_gap
+    from ._sampling import Minibatch as Minibatch
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
+        "AIDCG": "_implicit_solvers",
         "AiPOD": "_aipod",
         "BilevelPoint": "_problem",
         "BilevelProblem": "_problem",
+        "F2SA": "_f2sa",
         "Hypergradient": "_hypergradient",
+        "Iterate": "_alternating",
         "LVHBA": "_lv_hba",
+        "MASOBA": "_implicit_solvers",
+        "Minibatch": "_sampling",
+        "Oracles": "_alternating",
         "ProximalLagrangianValue": "_proximal_lagrangian",
+        "SOBA": "_implicit_solvers",
+        "StocBiO": "_implicit_solvers",
+        "TTSA": "_implicit_solvers",
+        "Unrolled": "_implicit_solvers",
         "coupled_quadratic_example": "_examples",
         "hypergradient": "_hypergradient",
         "hypergradient_error_bound": "_hypergradient",
         "linear_lower_example": "_examples",
         "proximal_lagrangian_value": "_proximal_lagrangian",
         "saddle_stepsize_bound": "_lv_hba",
+        "trajectory": "_alternating",
         "value_gap": "_proximal_lagrangian",
         "weighted_svm": "_examples",
     },

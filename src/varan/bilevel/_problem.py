@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core._certificate import Certificate
 from ..core._checks import check_finite, is_traced
@@ -78,6 +78,11 @@ class BilevelProblem(Problem):
             first among its equalities and inequalities. When it is `None`, affine
             constraints without `project_x` and `project_y` are turned into a
             `Polyhedron`.
+        sample: How stochastic solvers see the problem: a function of `(key, *params)`
+            that returns parameters in place of `params`, a minibatch of data
+            (`Minibatch`) or a draw of the noise (which is zero in `params`), such
+            that gradients are right on average. Condition and certificate always
+            speak of `params` themselves. `None`: every draw is the problem itself.
         unique: Whether the answer, adjoint included, is a single point; `False`
             when the lower level may have many answers. See `varan.Problem`.
 
@@ -110,6 +115,7 @@ class BilevelProblem(Problem):
     project_x: Callable | None
     project_y: Callable | None
     joint: Any
+    sample: Callable | None
     _unique: bool = eqx.field(static=True)
 
     def __init__(
@@ -122,6 +128,7 @@ class BilevelProblem(Problem):
         project_x: Callable | None = None,
         project_y: Callable | None = None,
         joint: Any = None,
+        sample: Callable | None = None,
         unique: bool = True,
     ):
         def optional(name, function):
@@ -137,6 +144,7 @@ class BilevelProblem(Problem):
         self.project_x = optional("project_x", project_x)
         self.project_y = optional("project_y", project_y)
         self.joint = joint
+        self.sample = optional("sample", sample)
         self._unique = unique
         sets = project_x is not None or project_y is not None
         if self.constrained and sets and joint is None:
@@ -169,6 +177,13 @@ class BilevelProblem(Problem):
     def lower_value(self, x, y) -> Float[Array, ""]:
         """`f(x, y)`."""
         return self.lower(x, y, *self.params)
+
+    def draw(self, key: PRNGKeyArray) -> BilevelProblem:
+        """The problem as one call of a stochastic oracle sees it."""
+        if self.sample is None:
+            return self
+        params = tuple(self.sample(key, *self.params))
+        return eqx.tree_at(lambda problem: problem.params, self, params)
 
     def constraints(self, x, y) -> Float[Array, " p"] | None:
         """The constraints' values, equalities first; `None` without constraints."""
