@@ -122,3 +122,49 @@ def test_bad_input(setting):
     with pytest.raises(ValueError, match="nothing to train"):
         start_training({"name": "empty"}, optimiser, key=KEY)
     assert not eqx.is_array(state.model["name"])
+
+
+def test_a_loss_with_a_key_gets_another_each_step():
+    draws = lambda model, batch, key: model + jax.random.uniform(key)  # noqa: E731
+    optimiser = optax.sgd(0.0)
+    state = start_training(jnp.zeros(()), optimiser, key=KEY)
+    data = jnp.arange(4.0)
+    _, losses = train_epochs(state, draws, data, optimiser, epochs=5, batch_size=4)
+    assert len(set(losses.tolist())) == 5
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        optax.lbfgs(),
+        optax.contrib.sam(
+            optax.sgd(0.2),
+            optax.chain(optax.contrib.normalize(), optax.sgd(0.01)),
+            opaque_mode=True,
+        ),
+    ],
+    ids=["line search", "second gradient"],
+)
+def test_optimisers_that_evaluate_the_loss_themselves(setting, optimiser):
+    state, data, _, truth = setting
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        start = start_training(state.model, optimiser, key=KEY)
+        end, losses = train_epochs(
+            start, loss, data, optimiser, epochs=15, batch_size=30
+        )
+    assert losses[-1] < 1e-2 * losses[0]
+    np.testing.assert_allclose(end.model["weight"], truth, atol=0.1)
+
+
+def test_an_update_of_ones_own(setting):
+    state, data, optimiser, _ = setting
+
+    def signs(loss, params, opt_state, optimiser):
+        value, gradient = jax.value_and_grad(loss)(params)
+        step = lambda p, g: p - 0.1 * jnp.sign(g)  # noqa: E731
+        return jax.tree.map(step, params, gradient), opt_state, value
+
+    end, _ = train_epochs(
+        state, loss, data, optimiser, epochs=1, batch_size=30, update=signs
+    )
+    np.testing.assert_allclose(jnp.abs(end.model["weight"]), 0.1)
