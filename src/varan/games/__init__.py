@@ -1,4 +1,7 @@
-"""Online play, saddle points and variational inequalities.
+"""Games, saddle points and variational inequalities; online play.
+
+A `Game` asks for `z` with `0 in F(z) + G(z)`; `Extragradient`, its single-call forms,
+`ProximalPoint`, `Halpern` and `GradientDescentAscent` run on it under `varan.solve`.
 
 Online learners choose a point each round and then see a gradient there; `play` runs
 one against losses, `regret` and `linear_regret` say how it did, and a learner's
@@ -13,13 +16,27 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._constants import estimate_comonotonicity as estimate_comonotonicity
+    from ._constants import estimate_lipschitz as estimate_lipschitz
+    from ._constants import estimate_monotonicity as estimate_monotonicity
     from ._dynamic_omd import DynamicOptimisticOMD as DynamicOptimisticOMD
     from ._dynamic_omd import DynamicOptimisticOMDState as DynamicOptimisticOMDState
+    from ._examples import bilinear_game as bilinear_game
+    from ._examples import degenerate_minimax as degenerate_minimax
+    from ._examples import matrix_game as matrix_game
+    from ._examples import quadratic_game as quadratic_game
+    from ._examples import quartic_saddle as quartic_saddle
+    from ._examples import rotation_game as rotation_game
+    from ._extragradient import Extragradient as Extragradient
+    from ._extragradient import GradientDescentAscent as GradientDescentAscent
+    from ._game import Game as Game
     from ._geometry import EntropySimplex as EntropySimplex
     from ._geometry import EuclideanBall as EuclideanBall
     from ._geometry import EuclideanBox as EuclideanBox
     from ._geometry import EuclideanSpace as EuclideanSpace
     from ._geometry import Geometry as Geometry
+    from ._halpern import Halpern as Halpern
+    from ._moves import InverseTime as InverseTime
     from ._online import OnlineLearner as OnlineLearner
     from ._online import linear_regret as linear_regret
     from ._online import play as play
@@ -28,17 +45,24 @@ if TYPE_CHECKING:
     from ._online_baselines import OnlineGradientDescent as OnlineGradientDescent
     from ._online_baselines import OnlineNewtonStep as OnlineNewtonStep
     from ._online_baselines import OptimisticFTRL as OptimisticFTRL
+    from ._optax_extragradient import (
+        scale_by_past_extragradient as scale_by_past_extragradient,
+    )
     from ._optax_optimistic import (
         scale_by_optimistic_adaptive as scale_by_optimistic_adaptive,
     )
     from ._optimistic_omd import OptimisticOMD as OptimisticOMD
     from ._optimistic_omd import OptimisticOMDState as OptimisticOMDState
+    from ._proximal_point import ProximalPoint as ProximalPoint
     from ._regret_bounds import convex_regret_bound as convex_regret_bound
     from ._regret_bounds import dynamic_regret_bound as dynamic_regret_bound
     from ._regret_bounds import exp_concave_regret_bound as exp_concave_regret_bound
     from ._regret_bounds import (
         strongly_convex_regret_bound as strongly_convex_regret_bound,
     )
+    from ._single_call import OptimisticGradient as OptimisticGradient
+    from ._single_call import PastExtragradient as PastExtragradient
+    from ._single_call import ReflectedGradient as ReflectedGradient
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -50,20 +74,39 @@ __getattr__, __dir__, __all__ = _attach(
         "EuclideanBall": "_geometry",
         "EuclideanBox": "_geometry",
         "EuclideanSpace": "_geometry",
+        "Extragradient": "_extragradient",
+        "Game": "_game",
         "Geometry": "_geometry",
+        "GradientDescentAscent": "_extragradient",
+        "Halpern": "_halpern",
+        "InverseTime": "_moves",
         "OnlineGradientDescent": "_online_baselines",
         "OnlineLearner": "_online",
         "OnlineNewtonStep": "_online_baselines",
         "OptimisticFTRL": "_online_baselines",
+        "OptimisticGradient": "_single_call",
         "OptimisticOMD": "_optimistic_omd",
         "OptimisticOMDState": "_optimistic_omd",
+        "PastExtragradient": "_single_call",
+        "ProximalPoint": "_proximal_point",
+        "ReflectedGradient": "_single_call",
+        "bilinear_game": "_examples",
         "convex_regret_bound": "_regret_bounds",
+        "degenerate_minimax": "_examples",
         "dynamic_regret_bound": "_regret_bounds",
+        "estimate_comonotonicity": "_constants",
+        "estimate_lipschitz": "_constants",
+        "estimate_monotonicity": "_constants",
         "exp_concave_regret_bound": "_regret_bounds",
         "linear_regret": "_online",
+        "matrix_game": "_examples",
         "play": "_online",
+        "quadratic_game": "_examples",
+        "quartic_saddle": "_examples",
         "regret": "_online",
+        "rotation_game": "_examples",
         "scale_by_optimistic_adaptive": "_optax_optimistic",
+        "scale_by_past_extragradient": "_optax_extragradient",
         "strongly_convex_regret_bound": "_regret_bounds",
     },
     ("sea",),
