@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._alternating import Iterate as Iterate
     from ._alternating import Oracles as Oracles
     from ._alternating import trajectory as trajectory
+    from ._data_cleaning import data_cleaning as data_cleaning
     from ._examples import coupled_quadratic_example as coupled_quadratic_example
     from ._examples import linear_lower_example as linear_lower_example
     from ._examples import weighted_svm as weighted_svm
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from ._implicit_solvers import Unrolled as Unrolled
     from ._lv_hba import LVHBA as LVHBA
     from ._lv_hba import saddle_stepsize_bound as saddle_stepsize_bound
+    from ._penalty import Penalty as Penalty
+    from ._penalty import SingleLoopPenalty as SingleLoopPenalty
+    from ._penalty_gradient import PenaltyGradient as PenaltyGradient
+    from ._penalty_gradient import hypergradient_pinv as hypergradient_pinv
+    from ._penalty_gradient import penalty_hypergradient as penalty_hypergradient
     from ._problem import BilevelPoint as BilevelPoint
     from ._problem import BilevelProblem as BilevelProblem
     from ._proximal_lagrangian import (
@@ -56,15 +62,21 @@ __getattr__, __dir__, __all__ = _attach(
         "MASOBA": "_implicit_solvers",
         "Minibatch": "_sampling",
         "Oracles": "_alternating",
+        "Penalty": "_penalty",
+        "PenaltyGradient": "_penalty_gradient",
         "ProximalLagrangianValue": "_proximal_lagrangian",
         "SOBA": "_implicit_solvers",
+        "SingleLoopPenalty": "_penalty",
         "StocBiO": "_implicit_solvers",
         "TTSA": "_implicit_solvers",
         "Unrolled": "_implicit_solvers",
         "coupled_quadratic_example": "_examples",
+        "data_cleaning": "_data_cleaning",
         "hypergradient": "_hypergradient",
         "hypergradient_error_bound": "_hypergradient",
+        "hypergradient_pinv": "_penalty_gradient",
         "linear_lower_example": "_examples",
+        "penalty_hypergradient": "_penalty_gradient",
         "proximal_lagrangian_value": "_proximal_lagrangian",
         "saddle_stepsize_bound": "_lv_hba",
         "trajectory": "_alternating",

@@ -117,11 +117,7 @@ def hypergradient(
                 "method='implicit'."
             )
         return _unroll(problem, x, y, max_steps, stepsize)
-    if problem.constrained and multipliers is None:
-        raise ValueError(
-            "hypergradient: a constrained lower level needs `multipliers`. Pass those "
-            "of its solution."
-        )
+    check_multipliers("hypergradient", problem, multipliers)
     if method == "implicit":
         adjoint, multiplier_adjoint = _direct(problem, x, y, multipliers)
     else:
@@ -135,6 +131,15 @@ def hypergradient(
     return Hypergradient(
         condition.x, point, tree_norm((condition.y, condition.multipliers))
     )
+
+
+def check_multipliers(owner: str, problem: BilevelProblem, multipliers) -> None:
+    """Refuses a constrained lower level without multipliers."""
+    if problem.constrained and multipliers is None:
+        raise ValueError(
+            f"{owner}: a constrained lower level needs `multipliers`. Pass those of "
+            "its solution."
+        )
 
 
 def _is_none(node):
