@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ._langevin import langevin as langevin
     from ._problem import EntropicTransport as EntropicTransport
     from ._rounding import round_to_polytope as round_to_polytope
+    from ._routing import Routing as Routing
+    from ._routing import route_tokens as route_tokens
     from ._semidual_newton import SemiDualNewton as SemiDualNewton
     from ._sinkhorn import Sinkhorn as Sinkhorn
     from ._solve import TransportSolution as TransportSolution
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from ._solve import sinkhorn as sinkhorn
     from ._solve import sinkhorn_newton_sparse as sinkhorn_newton_sparse
     from ._sparse_newton import SparseNewton as SparseNewton
+    from ._sparse_transport import SparseTransport as SparseTransport
+    from ._sparse_transport import sparse_ot as sparse_ot
+    from ._sparse_transport import topk_relu_conjugate as topk_relu_conjugate
     from ._uvp import bw_uvp as bw_uvp
     from ._uvp import l2_uvp as l2_uvp
 
@@ -41,9 +46,11 @@ __getattr__, __dir__, __all__ = _attach(
         "EntropicTransport": "_problem",
         "LangevinRun": "_langevin",
         "ReplayBuffer": "_langevin",
+        "Routing": "_routing",
         "SemiDualNewton": "_semidual_newton",
         "Sinkhorn": "_sinkhorn",
         "SparseNewton": "_sparse_newton",
+        "SparseTransport": "_sparse_transport",
         "TransportSolution": "_solve",
         "bures_wasserstein": "_gaussian",
         "bw_uvp": "_uvp",
@@ -56,8 +63,11 @@ __getattr__, __dir__, __all__ = _attach(
         "langevin": "_langevin",
         "ornstein_uhlenbeck": "_gaussian",
         "round_to_polytope": "_rounding",
+        "route_tokens": "_routing",
         "sinkhorn": "_solve",
         "sinkhorn_divergence": "_divergence",
         "sinkhorn_newton_sparse": "_solve",
+        "sparse_ot": "_sparse_transport",
+        "topk_relu_conjugate": "_sparse_transport",
     },
 )

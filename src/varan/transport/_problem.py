@@ -74,10 +74,10 @@ class EntropicTransport(Problem):
                 "EntropicTransport: `epsilon` must be given (got None). Pass a "
                 "positive number in units of the cost."
             )
-        self.cost = _check_cost(cost)
+        self.cost = check_cost("EntropicTransport", cost)
         dtype = self.cost.dtype
-        self.a = _check_mass("a", a, self.cost.shape[0], dtype)
-        self.b = _check_mass("b", b, self.cost.shape[1], dtype)
+        self.a = check_mass("EntropicTransport", "a", a, self.cost.shape[0], dtype)
+        self.b = check_mass("EntropicTransport", "b", b, self.cost.shape[1], dtype)
         check_positive("EntropicTransport", "epsilon", epsilon)
         self.epsilon = jnp.asarray(epsilon, dtype)
         if self.epsilon.shape:
@@ -186,44 +186,46 @@ def _replace(problem, cost, a, b):
     return new
 
 
-def _check_cost(cost):
+def check_cost(owner, cost) -> Array:
+    """Refuses what is no floating, finite matrix."""
     if not is_traced(cost):
         cost = jnp.asarray(cost)
     if not jnp.issubdtype(cost.dtype, jnp.floating):
         raise TypeError(
-            f"EntropicTransport: `cost` must be floating (got {cost.dtype}). "
+            f"{owner}: `cost` must be floating (got {cost.dtype}). "
             "Convert it, for instance with jnp.asarray(cost, float)."
         )
     if cost.ndim != 2:
         raise ValueError(
-            "EntropicTransport: `cost` must have shape (any, any) (got "
+            f"{owner}: `cost` must have shape (any, any) (got "
             f"{cost.shape}). Use jax.vmap for a batch."
         )
-    check_nonempty("EntropicTransport", "cost", cost)
-    check_finite("EntropicTransport", "cost", cost)
+    check_nonempty(owner, "cost", cost)
+    check_finite(owner, "cost", cost)
     return cost
 
 
-def _check_mass(name, mass, size, dtype):
+def check_mass(owner, name, mass, size, dtype) -> Array:
+    """Positive masses with sum 1; equal ones for `None`."""
     if mass is None:
         return jnp.full(size, 1 / size, dtype)
     if np.shape(mass) != (size,):
         raise ValueError(
-            f"EntropicTransport: `{name}` must have shape ({size},), as the cost has "
+            f"{owner}: `{name}` must have shape ({size},), as the cost has "
             f"(got {np.shape(mass)})."
         )
-    check_finite("EntropicTransport", name, mass)
+    check_finite(owner, name, mass)
     if not is_traced(mass):
         smallest, total = np.min(np.asarray(mass)), float(np.sum(np.asarray(mass)))
         if smallest <= 0:
             raise ValueError(
-                f"EntropicTransport: `{name}` must be positive (got minimum "
+                f"{owner}: `{name}` must be positive (got minimum "
                 f"{smallest}). Drop the points without mass."
             )
         # What rounding of a sum leaves, with room; the rest is a user's mistake.
         if abs(total - 1) > np.sqrt(np.finfo(dtype).eps):
             raise ValueError(
-                f"EntropicTransport: `{name}` must sum to 1 (got {total:.6g}). "
+                f"{owner}: `{name}` must sum to 1 (got {total:.6g}). "
                 "Divide it by its sum."
             )
     mass = jnp.asarray(mass, dtype)

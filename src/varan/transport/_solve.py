@@ -27,20 +27,21 @@ _SMALLEST_SINGLE_TOL = 1e-6
 
 
 class TransportSolution(eqx.Module):
-    """An entropic transport plan, as its potentials and what is known of them.
+    """A transport plan, as its potentials and what is known of them.
 
     Plan and value are computed when they are asked for. Derivatives of `potentials`,
     `plan` and `value` with respect to cost, masses and epsilon are those of the exact
     solution, to any order; where the run did not converge they are NaN.
 
     Args:
-        potentials: `(f, g)`, with `<a, f> = <b, g>`.
+        potentials: The problem's unknown; `(f, g)` with `<a, f> = <b, g>` for
+            `EntropicTransport`.
         problem: The problem that was solved.
         solution: The run: status, steps, residual, trace.
     """
 
-    potentials: tuple[Float[Array, " m"], Float[Array, " n"]]
-    problem: EntropicTransport
+    potentials: Any
+    problem: Any
     solution: Solution
 
     @property
@@ -55,17 +56,17 @@ class TransportSolution(eqx.Module):
 
     @property
     def value(self) -> Float[Array, ""]:
-        """`min <C, P> + epsilon sum P log P`, from below."""
+        """The least regularised cost, from below: the dual's value."""
         return self.problem.dual_value(self.potentials)
 
     @property
     def cost(self) -> Float[Array, ""]:
-        """`<C, P>` of the plan, without the entropy."""
+        """`<C, P>` of the plan, without the regularisation."""
         return jnp.sum(self.problem.cost * self.plan)
 
     @property
     def certificate(self) -> Certificate:
-        """Marginal error, duality gap and cost bound."""
+        """The problem's certificate: a marginal error and what it proves."""
         return self.solution.certificate
 
     @property
