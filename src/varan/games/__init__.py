@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._comonotone import comonotone_bound as comonotone_bound
+    from ._comonotone import comonotone_potential as comonotone_potential
+    from ._comonotone import comonotone_steps as comonotone_steps
     from ._constants import estimate_comonotonicity as estimate_comonotonicity
     from ._constants import estimate_lipschitz as estimate_lipschitz
     from ._constants import estimate_monotonicity as estimate_monotonicity
@@ -92,6 +95,9 @@ __getattr__, __dir__, __all__ = _attach(
         "ReflectedGradient": "_single_call",
         "bilinear_game": "_examples",
         "convex_regret_bound": "_regret_bounds",
+        "comonotone_bound": "_comonotone",
+        "comonotone_potential": "_comonotone",
+        "comonotone_steps": "_comonotone",
         "degenerate_minimax": "_examples",
         "dynamic_regret_bound": "_regret_bounds",
         "estimate_comonotonicity": "_constants",
