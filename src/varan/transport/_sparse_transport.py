@@ -161,7 +161,8 @@ class SparseTransport(Problem):
         return rows if self.form == "semidual" else (rows, plan.sum(0) - self.b)
 
     def residual(self, condition):
-        return sum(jnp.sum(jnp.abs(c)) for c in jax.tree_util.tree_leaves(condition))
+        errors = [jnp.sum(jnp.abs(c)) for c in jax.tree_util.tree_leaves(condition)]
+        return jnp.asarray(sum(errors))
 
     @property
     def jacobian_tags(self):
