@@ -3,9 +3,10 @@
 Of two neighbouring stretches that are monotone already, the monotone fit of both
 together is `min(left, v)` and `max(right, v)` for one level `v`: the value at which
 the entries of the left above it and those of the right below it pool. Stretches of
-length 1, 2, 4, ... are merged so, all pairs at once. The classical pooling of adjacent
-violators visits the entries one after the other, O(n) but nothing at once; here are
-log n rounds of a few vectorised passes each, which suits batches and accelerators.
+length 8, 16, ... are merged so, all pairs at once; those of length 8 come from the
+minimax formula, without a loop. The classical pooling of adjacent violators visits the
+entries one after the other, O(n) but nothing at once; here are log(n / 8) rounds of a
+few vectorised passes each, which suits batches and accelerators.
 
 The level is the fixed point of "pool what the level selects": Newton's method on a
 monotone piecewise smooth function, within a bracket, exact after a few passes.
@@ -33,6 +34,9 @@ from ._blocks import run_sums, runs
 # Bisection reaches neighbouring floats within so many steps; Newton's method needs a
 # few. The limit only ends the loop on NaN.
 _MAX_STEPS = 100
+
+# A stretch costs the minimax formula its square, and a round of merging a loop.
+_SHORT = 8
 
 
 def isotonic_l2(
@@ -123,14 +127,14 @@ def isotonic_kl(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _fit(kind, x, y):
     """The increasing fit; `y` are weights (squares) or logarithms (entropy)."""
-    values = x - y if kind == "kl" else x
     count = x.shape[0]
-    size = 1
     padded = 1 << (count - 1).bit_length()
-    # Padding at the upper end never pools with anything.
+    size = min(_SHORT, padded)
     pad = (0, padded - count)
-    values = jnp.pad(values, pad, constant_values=jnp.inf)
     x, y = jnp.pad(x, pad), jnp.pad(y, pad)
+    shape = (-1, size)
+    present = (jnp.arange(padded) < count).reshape(shape)
+    values = _short(kind, x.reshape(shape), y.reshape(shape), present)
     while size < count:
         shape = (-1, 2, size)
         values = _merge(kind, values.reshape(shape), x.reshape(shape), y.reshape(shape))
@@ -158,6 +162,24 @@ def _shares(x, numbers):
     )
     scaled = jnp.exp(x - top[numbers])
     return scaled / run_sums(scaled, numbers)
+
+
+def _short(kind, x, y, present):
+    """The increasing fits of the rows: at i the max over j <= i of the min over k >= i
+    of the level at which j..k pool. What is not present pools with nothing."""
+    upper = jnp.tri(x.shape[1], dtype=bool).T[None]
+
+    def sums(entries, cumulate, nothing):
+        return cumulate(jnp.where(upper, entries[:, None], nothing), axis=2)
+
+    if kind == "l2":
+        levels = sums(x * y, lax.cumsum, 0) / sums(y, lax.cumsum, 0)
+    else:
+        levels = sums(x, lax.cumlogsumexp, -jnp.inf)
+        levels = levels - sums(y, lax.cumlogsumexp, -jnp.inf)
+    levels = jnp.where(upper & present[:, None], levels, jnp.inf)
+    lowest = lax.cummin(levels, axis=2, reverse=True)
+    return jnp.max(jnp.where(upper, lowest, -jnp.inf), 1)
 
 
 def _merge(kind, values, x, y):
