@@ -1,8 +1,9 @@
 """Negative comonotonicity: which steps converge beyond monotone operators, how fast.
 
 `F` is `rho`-negatively comonotone when
-`<F(u) - F(v), u - v> >= -rho ||F(u) - F(v)||^2`: its inverse is monotone up to `rho` times the identity. Three methods keep their `1 / N`
-rates then, each with its own interval of steps:
+`<F(u) - F(v), u - v> >= -rho ||F(u) - F(v)||^2`: its inverse is monotone up to `rho`
+times the identity. Three methods keep their `1 / N` rates then, each with its own
+interval of steps:
 
     proximal point       a > 2 rho, any rho
     extragradient        2 rho < a < 1 / L and b <= a - 2 rho, best iterate;

@@ -1,9 +1,9 @@
 """Beyond monotone operators: which steps converge, how fast, and where all fail.
 
 The claim: on `rho`-negatively comonotone operators proximal point needs exactly a step
-above `2 rho`; extragradient and optimistic gradient keep a `1 / N` rate of `||F||^2` for
-small `rho`, extragradient with two step sizes for all `rho < 1 / (2 L)`; from there on
-every choice of its steps fails on one of two operators. Four parts:
+above `2 rho`; extragradient and optimistic gradient keep a `1 / N` rate of `||F||^2`
+for small `rho`, extragradient with two step sizes for all `rho < 1 / (2 L)`; from there
+on every choice of its steps fails on one of two operators. Four parts:
 
 - proximal: the factor of a step on rotations, the threshold, and the worst case against
   the bound;
