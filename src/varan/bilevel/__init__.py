@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ._alternating import Iterate as Iterate
     from ._alternating import Oracles as Oracles
     from ._alternating import trajectory as trajectory
+    from ._bo_rep import BORep as BORep
+    from ._bo_rep import normalized_momentum as normalized_momentum
     from ._data_cleaning import data_cleaning as data_cleaning
     from ._examples import coupled_quadratic_example as coupled_quadratic_example
     from ._examples import linear_lower_example as linear_lower_example
@@ -47,16 +49,29 @@ if TYPE_CHECKING:
     )
     from ._proximal_lagrangian import value_gap as value_gap
     from ._sampling import Minibatch as Minibatch
+    from ._stn import Hyperparameter as Hyperparameter
+    from ._stn import SelfTuningResult as SelfTuningResult
+    from ._stn import best_response_error as best_response_error
+    from ._stn import self_tuning as self_tuning
+    from ._stn_layers import FixedLayer as FixedLayer
+    from ._stn_layers import HyperConv as HyperConv
+    from ._stn_layers import HyperLinear as HyperLinear
+    from ._stn_layers import respond as respond
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "AIDCG": "_implicit_solvers",
         "AiPOD": "_aipod",
+        "BORep": "_bo_rep",
         "BilevelPoint": "_problem",
         "BilevelProblem": "_problem",
         "F2SA": "_f2sa",
+        "FixedLayer": "_stn_layers",
+        "HyperConv": "_stn_layers",
+        "HyperLinear": "_stn_layers",
         "Hypergradient": "_hypergradient",
+        "Hyperparameter": "_stn",
         "Iterate": "_alternating",
         "LVHBA": "_lv_hba",
         "MASOBA": "_implicit_solvers",
@@ -66,19 +81,24 @@ __getattr__, __dir__, __all__ = _attach(
         "PenaltyGradient": "_penalty_gradient",
         "ProximalLagrangianValue": "_proximal_lagrangian",
         "SOBA": "_implicit_solvers",
+        "SelfTuningResult": "_stn",
         "SingleLoopPenalty": "_penalty",
         "StocBiO": "_implicit_solvers",
         "TTSA": "_implicit_solvers",
         "Unrolled": "_implicit_solvers",
+        "best_response_error": "_stn",
         "coupled_quadratic_example": "_examples",
         "data_cleaning": "_data_cleaning",
         "hypergradient": "_hypergradient",
         "hypergradient_error_bound": "_hypergradient",
         "hypergradient_pinv": "_penalty_gradient",
         "linear_lower_example": "_examples",
+        "normalized_momentum": "_bo_rep",
         "penalty_hypergradient": "_penalty_gradient",
         "proximal_lagrangian_value": "_proximal_lagrangian",
+        "respond": "_stn_layers",
         "saddle_stepsize_bound": "_lv_hba",
+        "self_tuning": "_stn",
         "trajectory": "_alternating",
         "value_gap": "_proximal_lagrangian",
         "weighted_svm": "_examples",

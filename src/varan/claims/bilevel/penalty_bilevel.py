@@ -49,8 +49,8 @@ from varan.operators import Polyhedron
 SIGMAS = (1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2)
 BOUND = 0.5
 EPSILONS = tuple(2.0**-k for k in range(3, 8))
-# Equal grids: five factors of the upper, three lower stepsizes (or values of sigma).
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Equal grids: six factors of the upper, three lower stepsizes (or values of sigma).
+FACTORS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 LOWER = (0.02, 0.04, 0.07)
 NOISE, NOISY_SIGMA = 0.3, 0.05
 CLEANING_STEPS = (10.0, 30.0, 100.0, 300.0)
