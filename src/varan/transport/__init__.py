@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ._langevin import LangevinRun as LangevinRun
     from ._langevin import ReplayBuffer as ReplayBuffer
     from ._langevin import langevin as langevin
+    from ._monge_gap import MapResult as MapResult
+    from ._monge_gap import exact_monge_gap as exact_monge_gap
+    from ._monge_gap import fit_map as fit_map
+    from ._monge_gap import monge_gap as monge_gap
     from ._problem import EntropicTransport as EntropicTransport
     from ._rounding import round_to_polytope as round_to_polytope
     from ._routing import Routing as Routing
@@ -45,6 +49,7 @@ __getattr__, __dir__, __all__ = _attach(
     {
         "EntropicTransport": "_problem",
         "LangevinRun": "_langevin",
+        "MapResult": "_monge_gap",
         "ReplayBuffer": "_langevin",
         "Routing": "_routing",
         "SemiDualNewton": "_semidual_newton",
@@ -57,10 +62,13 @@ __getattr__, __dir__, __all__ = _attach(
         "cost_matrix": "_divergence",
         "entropic_cost": "_divergence",
         "entropic_transport": "_solve",
+        "exact_monge_gap": "_monge_gap",
+        "fit_map": "_monge_gap",
         "gaussian_entropic_plan": "_gaussian",
         "gaussian_map": "_gaussian",
         "l2_uvp": "_uvp",
         "langevin": "_langevin",
+        "monge_gap": "_monge_gap",
         "ornstein_uhlenbeck": "_gaussian",
         "round_to_polytope": "_rounding",
         "route_tokens": "_routing",

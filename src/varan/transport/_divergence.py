@@ -95,7 +95,7 @@ def entropic_cost(
         epsilon: Weight of the entropy in units of the cost. Hold it fixed: one that
             depends on the points changes the loss that is descended.
         cost: See `cost_matrix`.
-        method: See `entropic_transport`: under `jit` or `grad`, `"auto"` is `"newton"`.
+        method: See `entropic_transport`: `"newton"` converges at every epsilon;
             `"sinkhorn"` is faster where epsilon is a few hundredths of the largest
             cost and the tolerance modest, as in training.
         tol: L1 error of the marginals; default: 1e-9 in float64, 1e-4 in float32.
