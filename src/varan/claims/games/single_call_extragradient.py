@@ -103,13 +103,7 @@ def _linear(scale, key, numbers, curves):
     for name in scale["methods"]:
         method, calls = METHODS[name], CALLS[name]
 
-        @jax.jit
-        @jax.vmap
-        def distances(step, method=method, calls=calls):
-            z = _points(method(step), game, start, budget // calls)
-            return _square(z)
-
-        found = distances(grid)
+        found = _distances(method, grid, game, start, budget // calls)
         final = jnp.where(jnp.isfinite(found[:, -1]), found[:, -1], jnp.inf)
         best = int(jnp.argmin(final))
         rates[name] = -float(jnp.log(final[best] / _square(start)) / budget)
@@ -121,6 +115,12 @@ def _linear(scale, key, numbers, curves):
         )
     single = [rate for name, rate in rates.items() if CALLS[name] == 1]
     numbers["linear_rate_ratio"] = min(single) / rates["extragradient"]
+
+
+@eqx.filter_jit
+def _distances(method, grid, game, start, steps):
+    """Squared distances after each step, one row a constant stepsize."""
+    return jax.vmap(lambda a: _square(_points(method(a), game, start, steps)))(grid)
 
 
 def _averages(scale, key, numbers, curves):
@@ -140,14 +140,11 @@ def _averages(scale, key, numbers, curves):
     numbers["average_gap_slope"] = max(slopes.values())
 
 
+@eqx.filter_jit
 def _running_average(solver, game, start, steps):
-    @jax.jit
-    def run():
-        z = _points(solver, game, start, steps)
-        count = jnp.arange(1, steps + 1)[:, None]
-        return jax.tree.map(lambda v: jnp.cumsum(v, axis=0) / count, z)
-
-    return run()
+    z = _points(solver, game, start, steps)
+    count = jnp.arange(1, steps + 1)[:, None]
+    return jax.tree.map(lambda v: jnp.cumsum(v, axis=0) / count, z)
 
 
 def _quartic_gap(game, z):
