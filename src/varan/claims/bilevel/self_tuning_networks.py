@@ -78,8 +78,8 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
 def _ridge(scale, seed, numbers, curves):
     from sklearn.datasets import load_diabetes
 
-    inputs, targets = load_diabetes(return_X_y=True)
-    table = np.concatenate([inputs, targets[:, None]], 1)
+    bunch: Any = load_diabetes()
+    table = np.concatenate([bunch.data, bunch.target[:, None]], 1)
     train, valid = standardise(*(p[0] for p in split([table], [RIDGE["rows"]], seed)))
     train, valid = (
         (jnp.asarray(t[:, :-1]), jnp.asarray(t[:, -1])) for t in (train, valid)
