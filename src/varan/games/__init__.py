@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from ._geometry import EuclideanSpace as EuclideanSpace
     from ._geometry import Geometry as Geometry
     from ._halpern import Halpern as Halpern
+    from ._minimax import MinimaxPoint as MinimaxPoint
+    from ._minimax import classify_minimax as classify_minimax
+    from ._minimax import stability_radius as stability_radius
     from ._moves import InverseTime as InverseTime
     from ._online import OnlineLearner as OnlineLearner
     from ._online import linear_regret as linear_regret
@@ -83,6 +86,7 @@ __getattr__, __dir__, __all__ = _attach(
         "GradientDescentAscent": "_extragradient",
         "Halpern": "_halpern",
         "InverseTime": "_moves",
+        "MinimaxPoint": "_minimax",
         "OnlineGradientDescent": "_online_baselines",
         "OnlineLearner": "_online",
         "OnlineNewtonStep": "_online_baselines",
@@ -94,10 +98,11 @@ __getattr__, __dir__, __all__ = _attach(
         "ProximalPoint": "_proximal_point",
         "ReflectedGradient": "_single_call",
         "bilinear_game": "_examples",
-        "convex_regret_bound": "_regret_bounds",
+        "classify_minimax": "_minimax",
         "comonotone_bound": "_comonotone",
         "comonotone_potential": "_comonotone",
         "comonotone_steps": "_comonotone",
+        "convex_regret_bound": "_regret_bounds",
         "degenerate_minimax": "_examples",
         "dynamic_regret_bound": "_regret_bounds",
         "estimate_comonotonicity": "_constants",
@@ -113,6 +118,7 @@ __getattr__, __dir__, __all__ = _attach(
         "rotation_game": "_examples",
         "scale_by_optimistic_adaptive": "_optax_optimistic",
         "scale_by_past_extragradient": "_optax_extragradient",
+        "stability_radius": "_minimax",
         "strongly_convex_regret_bound": "_regret_bounds",
     },
     ("sea",),
