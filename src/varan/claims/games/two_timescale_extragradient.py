@@ -4,8 +4,8 @@ The claim: for large timescales the stable points of extragradient are those of 
 refined second-order condition, degenerate Hessians of the maximiser included; two-
 timescale descent-ascent fails at the degenerate ones. Three parts:
 
-- degenerate: `f = -0.05 x^2 + x y` over timescales and steps, where the threshold of the
-  step is 0.1;
+- degenerate: `f = -0.05 x^2 + x y` over timescales and steps, where the threshold of
+  the step is 0.1;
 - quadratics: predicted against true stability on random quadratics with rank-deficient
   `B`, for both methods;
 - basins: a function of `(x1, x2)` and `y` with a strict non-minimax stationary point at
@@ -90,7 +90,7 @@ def _quadratic(x, y, A, B, C):
 
 
 def _draw(rng):
-    """Blocks with a rank-deficient `B`, far enough from ties for tau = 1e4 to be large."""
+    """Blocks with a rank-deficient `B`, so far from ties that tau = 1e4 is large."""
     while True:
         A, C = rng.standard_normal((2, 3, 3))
         rank = rng.integers(0, 3)
