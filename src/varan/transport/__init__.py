@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ._divergence import cost_matrix as cost_matrix
     from ._divergence import entropic_cost as entropic_cost
     from ._divergence import sinkhorn_divergence as sinkhorn_divergence
+    from ._energy_transport import EnergyFit as EnergyFit
+    from ._energy_transport import EnergyPlan as EnergyPlan
+    from ._energy_transport import energy_ot as energy_ot
+    from ._energy_transport import half_sqeuclidean as half_sqeuclidean
     from ._gaussian import bures_wasserstein as bures_wasserstein
     from ._gaussian import gaussian_entropic_plan as gaussian_entropic_plan
     from ._gaussian import gaussian_map as gaussian_map
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
+        "EnergyFit": "_energy_transport",
+        "EnergyPlan": "_energy_transport",
         "EntropicTransport": "_problem",
         "LangevinRun": "_langevin",
         "MapResult": "_monge_gap",
@@ -60,12 +66,14 @@ __getattr__, __dir__, __all__ = _attach(
         "bures_wasserstein": "_gaussian",
         "bw_uvp": "_uvp",
         "cost_matrix": "_divergence",
+        "energy_ot": "_energy_transport",
         "entropic_cost": "_divergence",
         "entropic_transport": "_solve",
         "exact_monge_gap": "_monge_gap",
         "fit_map": "_monge_gap",
         "gaussian_entropic_plan": "_gaussian",
         "gaussian_map": "_gaussian",
+        "half_sqeuclidean": "_energy_transport",
         "l2_uvp": "_uvp",
         "langevin": "_langevin",
         "monge_gap": "_monge_gap",

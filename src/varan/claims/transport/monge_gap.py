@@ -10,8 +10,9 @@ transport maps better than convex networks do, for any cost. Two parts:
   networks, and the optimal linear map between the Gaussians of the samples;
 - the sphere with the geodesic distance, between two clouds, from a rotated start.
 
-Batches, steps, optimiser and network width are the same for all. The convex networks
-take two steps of the conjugate for each of the potential, together as many steps.
+Batches, steps and network width are the same for all. The convex networks take two
+steps of the conjugate for each of the potential, together as many steps, at the best of
+three rates, chosen by the truth; ours have one rate.
 Kept: method, losses, the kind of truth. Given up: the benchmark of Korotin and others
 up to d = 256, single-cell data. Gaps are exact, on held-out points, by an assignment
 solver.
@@ -48,6 +49,8 @@ WIDTH = 64
 EPSILON_SHARE = 0.05
 WEIGHT = 1.0
 INNER = 2
+# The convex networks take the one that ends nearest to the truth.
+CONVEX_RATES = (1e-3, 3e-3, 1e-2)
 HELD_OUT = 512
 SINKHORN = {"method": "sinkhorn", "tol": 1e-3, "max_steps": 200}
 
@@ -133,8 +136,13 @@ def _brenier(scale, key, d, numbers, curves):
         numbers[f"{name}_{d}_gap"] = float(exact_monge_gap(result.map, test).value)
         curves += _curve(result.fitting, f"d = {d}, {name}")
     if scale["convex"]:
-        dual = _convex_dual(for_fit, for_net, source, target, d, scale)
-        convex = float(l2_uvp(jax.vmap(dual.gradient)(test), exact))
+        convex = float("inf")
+        for rate in CONVEX_RATES:
+            dual = _convex_dual(
+                for_fit, for_net, source, target, d, scale["steps"], jnp.asarray(rate)
+            )
+            apart = float(l2_uvp(jax.vmap(dual.gradient)(test), exact))
+            convex = min(convex, apart)
         numbers[f"convex_{d}_uvp"] = convex
         numbers[f"convex_ratio_{d}"] = numbers[f"gap_{d}_uvp"] / convex
     numbers[f"linear_{d}_uvp"] = float(l2_uvp(_linear(test, exact), exact))
@@ -151,16 +159,17 @@ def _linear(x, y):
 
 
 @eqx.filter_jit
-def _convex_dual(key, for_net, source, target, d, scale):
+def _convex_dual(key, for_net, source, target, d, steps, rate):
     """The potential `g` with T = grad g: sup_f inf_g of the dual with convex networks.
 
     `f(grad g(x)) - <x, grad g(x)>` is descended in g; `f(y) - f(grad g(x))` in f.
     """
     one, two = jax.random.split(for_net)
     f, g = (InputConvex(d, (WIDTH, WIDTH), strong=0.1, key=k) for k in (one, two))
-    rounds = scale["steps"] // (INNER + 1)
-    # The optimiser of that method's own experiments.
-    optimiser = optax.adam(1e-3, b1=0.5, b2=0.9)
+    rounds = steps // (INNER + 1)
+    schedule = optax.cosine_decay_schedule(1.0, steps)
+    # The momenta of that method's own experiments.
+    optimiser = optax.adam(lambda count: rate * schedule(count), b1=0.5, b2=0.9)
     (f, fixed_f), (g, fixed_g) = (
         eqx.partition(n, eqx.is_inexact_array) for n in (f, g)
     )
