@@ -101,7 +101,7 @@ def test_dual_is_the_optimal_value_at_the_optimum_and_below_elsewhere(exact):
 # optax's Adam relies on JAX's usual promotion.
 @jax.numpy_dtype_promotion("standard")
 def test_training_finds_the_optimal_curvature(exact):
-    joint, plan = exact
+    _, plan = exact
 
     def source(key):
         return jax.random.normal(key, (128, 1))
@@ -151,6 +151,7 @@ def test_bad_settings_are_refused_in_one_sentence():
         with pytest.raises(ValueError, match=f"energy_ot: .*{message}|{message}"):
             call(**changes)
     plan = EnergyPlan(lambda y: y[0], 1.0, 0.1, lambda x, y: jnp.sum((x - y) ** 2))
+    points = jnp.zeros((2, 1))
     with pytest.raises(ValueError, match="needs the cost `half_sqeuclidean`"):
         plan.dual_value(
             jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros((2, 1)), draws=2

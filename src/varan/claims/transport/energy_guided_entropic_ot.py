@@ -130,13 +130,11 @@ def _gaussians(scale, key, d, numbers, curves):
     independent = jax.scipy.linalg.block_diag(first, second)
     spread = bures_wasserstein(mean, joint, mean, independent)
     numbers[f"independent_{d}_uvp"] = float(200 * spread / jnp.trace(joint))
-    numbers[f"independent_ratio_{d}"] = (
-        numbers[f"network_{d}_uvp"] / numbers[f"independent_{d}_uvp"]
-    )
-    discrete = _discrete(
-        keys[7], x, draw(keys[4], first, 500), draw(keys[5], second, 500)
-    )
-    numbers[f"discrete_{d}_uvp"] = apart(discrete)
+    if "network" in scale["potentials"]:
+        ratio = numbers[f"network_{d}_uvp"] / numbers[f"independent_{d}_uvp"]
+        numbers[f"independent_ratio_{d}"] = ratio
+        samples = draw(keys[4], first, 500), draw(keys[5], second, 500)
+        numbers[f"discrete_{d}_uvp"] = apart(_discrete(keys[7], x, *samples))
     exact = jax.random.multivariate_normal(keys[7], mean, joint, (scale["test"],))
     # What as many exact pairs score: the noise of the measure.
     numbers[f"noise_{d}_uvp"] = float(bw_uvp(exact, mean, joint))
