@@ -69,6 +69,12 @@ if TYPE_CHECKING:
     from ._single_call import OptimisticGradient as OptimisticGradient
     from ._single_call import PastExtragradient as PastExtragradient
     from ._single_call import ReflectedGradient as ReflectedGradient
+    from ._vr_halpern import InexactHalpern as InexactHalpern
+    from ._vr_halpern import (
+        VarianceReducedExtragradient as VarianceReducedExtragradient,
+    )
+    from ._vr_halpern import VarianceReducedHalpern as VarianceReducedHalpern
+    from ._vr_halpern import vr_halpern as vr_halpern
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -85,6 +91,7 @@ __getattr__, __dir__, __all__ = _attach(
         "Geometry": "_geometry",
         "GradientDescentAscent": "_extragradient",
         "Halpern": "_halpern",
+        "InexactHalpern": "_vr_halpern",
         "InverseTime": "_moves",
         "MinimaxPoint": "_minimax",
         "OnlineGradientDescent": "_online_baselines",
@@ -97,6 +104,8 @@ __getattr__, __dir__, __all__ = _attach(
         "PastExtragradient": "_single_call",
         "ProximalPoint": "_proximal_point",
         "ReflectedGradient": "_single_call",
+        "VarianceReducedExtragradient": "_vr_halpern",
+        "VarianceReducedHalpern": "_vr_halpern",
         "bilinear_game": "_examples",
         "classify_minimax": "_minimax",
         "comonotone_bound": "_comonotone",
@@ -120,6 +129,7 @@ __getattr__, __dir__, __all__ = _attach(
         "scale_by_past_extragradient": "_optax_extragradient",
         "stability_radius": "_minimax",
         "strongly_convex_regret_bound": "_regret_bounds",
+        "vr_halpern": "_vr_halpern",
     },
     ("sea",),
 )

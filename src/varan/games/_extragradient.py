@@ -157,9 +157,9 @@ class GradientDescentAscent(Solver):
 
 
 def _begin(solver, game, start, status: Any = Status.RUNNING):
-    exact = solver.key is None
+    calls = 1 if solver.key is None else 0
     one = jnp.asarray(1, jnp.int32)
-    return _measured(game, start, one, solver.key, int(exact), status)
+    return _measured(game, start, one, solver.key, calls, status)
 
 
 def _measured(game, z, count, key, calls, status: Any = Status.RUNNING):
@@ -168,7 +168,8 @@ def _measured(game, z, count, key, calls, status: Any = Status.RUNNING):
     # A noisy run never reads the exact value again: kept out of its memory, it costs
     # nothing where nobody reads the condition either.
     memory = _Memory(force if key is None else None, count, key)
-    return State(z, condition, memory, evaluations=calls, status=status)
+    cost = calls * (game.cost if key is None else 1)
+    return State(z, condition, memory, evaluations=cost, status=status)
 
 
 def _move(game, z, size, force, timescale):

@@ -207,6 +207,11 @@ class Game(Problem):
         return self.projection(z, *self.params)
 
     @property
+    def cost(self) -> int:
+        """What an exact call counts: of a finite sum, all its components."""
+        return self.count or 1
+
+    @property
     def constrained(self) -> bool:
         """Whether there is a `G`."""
         return self.projection is not None or self.resolving is not None
@@ -250,6 +255,7 @@ class AsGame(eqx.Module):
     problem: Problem
     lipschitz: None = None
     constrained: bool = eqx.field(static=True, default=False)
+    cost: int = eqx.field(static=True, default=1)
 
     def apply(self, z):
         return self._turned(self.problem.condition(z))

@@ -78,4 +78,5 @@ def anchored(anchor: PyTree[Array], z: PyTree[Array], weight) -> PyTree[Array]:
 
 def _measured(game, z, anchor, count):
     force = game.apply(z)
-    return State(z, game.condition_with(z, force), _Memory(anchor, force, count))
+    memory = _Memory(anchor, force, count)
+    return State(z, game.condition_with(z, force), memory, evaluations=game.cost)

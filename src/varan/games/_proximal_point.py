@@ -71,7 +71,8 @@ class ProximalPoint(Solver):
 
     def init(self, problem, start):
         game = as_game(problem)
-        return State(start, game.condition_with(start, game.apply(start)))
+        condition = game.condition_with(start, game.apply(start))
+        return State(start, condition, evaluations=game.cost)
 
     def step(self, problem, state):
         game = as_game(problem)
@@ -90,7 +91,7 @@ class ProximalPoint(Solver):
         near = float(np.sqrt(np.finfo(z.dtype).eps))
         solved = end.size <= near * (1 + jnp.linalg.norm(z))
         status: Any = jnp.where(solved, Status.RUNNING, Status.STALLED)
-        calls: Any = end.calls
+        calls: Any = end.calls * game.cost
         return State(y, condition, evaluations=calls, status=status)
 
 

@@ -212,5 +212,8 @@ class OptimisticGradient(_SingleCall):
 
 
 def _measured(game, half, value, memory, status):
-    exact = value if memory.key is None else game.apply(half)
-    return State(half, game.condition_with(half, exact), memory, status=status)
+    exact, cost = value, game.cost
+    if memory.key is not None:
+        exact, cost = game.apply(half), 1
+    condition = game.condition_with(half, exact)
+    return State(half, condition, memory, evaluations=cost, status=status)
