@@ -103,7 +103,8 @@ def simplex_cut(x, total):
     """The number `t` with `sum(relu(x - t)) = total`, differentiable.
 
     The sum is convex and decreasing in `t`, so Newton's method climbs to the root from
-    the left, losing entries on its way; once it loses none, it is there.
+    the left, losing entries on its way; once it loses none, it is there. (Rounding may
+    bring an entry back: that ends the climb too, which could go round for ever.)
     """
     total = jnp.asarray(total, x.dtype)
     total = jnp.where(total > 0, total, jnp.nan)
@@ -121,13 +122,11 @@ def simplex_cut(x, total):
         excess = jnp.sum(jnp.where(kept, shifted, 0)) - size
         return excess / fewer.astype(x.dtype), fewer, count
 
-    one = jnp.ones((), jnp.int32)
-    cut, count, _ = lax.while_loop(
-        lambda c: c[1] != c[2], climb, (-size, -one, 0 * one)
-    )
+    most = jnp.full((), x.shape[0] + 1, jnp.int32)
+    cut, *_ = lax.while_loop(lambda c: c[1] < c[2], climb, (-size, most, most + 1))
     kept = above(cut)
     excess = jnp.sum(jnp.where(kept, x - top, 0)) - total
-    return top + excess / count.astype(x.dtype)
+    return top + excess / jnp.sum(kept, dtype=x.dtype)
 
 
 def project_box_section(
