@@ -153,6 +153,4 @@ def test_bad_settings_are_refused_in_one_sentence():
     plan = EnergyPlan(lambda y: y[0], 1.0, 0.1, lambda x, y: jnp.sum((x - y) ** 2))
     points = jnp.zeros((2, 1))
     with pytest.raises(ValueError, match="needs the cost `half_sqeuclidean`"):
-        plan.dual_value(
-            jax.random.key(0), jnp.zeros((2, 1)), jnp.zeros((2, 1)), draws=2
-        )
+        plan.dual_value(jax.random.key(0), points, points, draws=2)

@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from ._energy_transport import EnergyPlan as EnergyPlan
     from ._energy_transport import energy_ot as energy_ot
     from ._energy_transport import half_sqeuclidean as half_sqeuclidean
+    from ._functionals import Functional as Functional
+    from ._functionals import Reference as Reference
+    from ._functionals import jensen_shannon as jensen_shannon
+    from ._functionals import kl_to_density as kl_to_density
+    from ._functionals import kl_to_samples as kl_to_samples
+    from ._functionals import porous_medium as porous_medium
     from ._gaussian import bures_wasserstein as bures_wasserstein
     from ._gaussian import gaussian_entropic_plan as gaussian_entropic_plan
     from ._gaussian import gaussian_map as gaussian_map
     from ._gaussian import ornstein_uhlenbeck as ornstein_uhlenbeck
+    from ._jko import FlowResult as FlowResult
+    from ._jko import jko_flow as jko_flow
     from ._langevin import LangevinRun as LangevinRun
     from ._langevin import ReplayBuffer as ReplayBuffer
     from ._langevin import langevin as langevin
@@ -54,8 +62,11 @@ __getattr__, __dir__, __all__ = _attach(
         "EnergyFit": "_energy_transport",
         "EnergyPlan": "_energy_transport",
         "EntropicTransport": "_problem",
+        "FlowResult": "_jko",
+        "Functional": "_functionals",
         "LangevinRun": "_langevin",
         "MapResult": "_monge_gap",
+        "Reference": "_functionals",
         "ReplayBuffer": "_langevin",
         "Routing": "_routing",
         "SemiDualNewton": "_semidual_newton",
@@ -74,10 +85,15 @@ __getattr__, __dir__, __all__ = _attach(
         "gaussian_entropic_plan": "_gaussian",
         "gaussian_map": "_gaussian",
         "half_sqeuclidean": "_energy_transport",
+        "jensen_shannon": "_functionals",
+        "jko_flow": "_jko",
+        "kl_to_density": "_functionals",
+        "kl_to_samples": "_functionals",
         "l2_uvp": "_uvp",
         "langevin": "_langevin",
         "monge_gap": "_monge_gap",
         "ornstein_uhlenbeck": "_gaussian",
+        "porous_medium": "_functionals",
         "round_to_polytope": "_rounding",
         "route_tokens": "_routing",
         "sinkhorn": "_solve",
