@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     from ._implicit_solvers import TTSA as TTSA
     from ._implicit_solvers import StocBiO as StocBiO
     from ._implicit_solvers import Unrolled as Unrolled
+    from ._inexact import InexactHypergradient as InexactHypergradient
+    from ._inexact import Smoothness as Smoothness
+    from ._inexact import inexact_hypergradient as inexact_hypergradient
     from ._lv_hba import LVHBA as LVHBA
     from ._lv_hba import saddle_stepsize_bound as saddle_stepsize_bound
+    from ._maid import HOAG as HOAG
+    from ._maid import MAID as MAID
     from ._penalty import Penalty as Penalty
     from ._penalty import SingleLoopPenalty as SingleLoopPenalty
     from ._penalty_gradient import PenaltyGradient as PenaltyGradient
@@ -48,6 +53,10 @@ if TYPE_CHECKING:
         proximal_lagrangian_value as proximal_lagrangian_value,
     )
     from ._proximal_lagrangian import value_gap as value_gap
+    from ._rarts import DARTS as DARTS
+    from ._rarts import RARTS as RARTS
+    from ._rarts import relaxed_search as relaxed_search
+    from ._rarts import search_example as search_example
     from ._sampling import Minibatch as Minibatch
     from ._stn import Hyperparameter as Hyperparameter
     from ._stn import SelfTuningResult as SelfTuningResult
@@ -66,23 +75,29 @@ __getattr__, __dir__, __all__ = _attach(
         "BORep": "_bo_rep",
         "BilevelPoint": "_problem",
         "BilevelProblem": "_problem",
+        "DARTS": "_rarts",
         "F2SA": "_f2sa",
         "FixedLayer": "_stn_layers",
+        "HOAG": "_maid",
         "HyperConv": "_stn_layers",
         "HyperLinear": "_stn_layers",
         "Hypergradient": "_hypergradient",
         "Hyperparameter": "_stn",
+        "InexactHypergradient": "_inexact",
         "Iterate": "_alternating",
         "LVHBA": "_lv_hba",
+        "MAID": "_maid",
         "MASOBA": "_implicit_solvers",
         "Minibatch": "_sampling",
         "Oracles": "_alternating",
         "Penalty": "_penalty",
         "PenaltyGradient": "_penalty_gradient",
         "ProximalLagrangianValue": "_proximal_lagrangian",
+        "RARTS": "_rarts",
         "SOBA": "_implicit_solvers",
         "SelfTuningResult": "_stn",
         "SingleLoopPenalty": "_penalty",
+        "Smoothness": "_inexact",
         "StocBiO": "_implicit_solvers",
         "TTSA": "_implicit_solvers",
         "Unrolled": "_implicit_solvers",
@@ -92,12 +107,15 @@ __getattr__, __dir__, __all__ = _attach(
         "hypergradient": "_hypergradient",
         "hypergradient_error_bound": "_hypergradient",
         "hypergradient_pinv": "_penalty_gradient",
+        "inexact_hypergradient": "_inexact",
         "linear_lower_example": "_examples",
         "normalized_momentum": "_bo_rep",
         "penalty_hypergradient": "_penalty_gradient",
         "proximal_lagrangian_value": "_proximal_lagrangian",
+        "relaxed_search": "_rarts",
         "respond": "_stn_layers",
         "saddle_stepsize_bound": "_lv_hba",
+        "search_example": "_rarts",
         "self_tuning": "_stn",
         "trajectory": "_alternating",
         "value_gap": "_proximal_lagrangian",
