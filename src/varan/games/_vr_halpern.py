@@ -29,6 +29,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..core._checks import check_choice, check_positive
@@ -100,7 +101,8 @@ class VarianceReducedHalpern(Solver):
         return _begin(game, start, self.key)
 
     def step(self, problem, state):
-        game, memory = problem, state.memory
+        game: Any = problem
+        memory = state.memory
         n = game.count
         batch = math.ceil(math.sqrt(n)) if self.batch is None else self.batch
         dtype = jnp.result_type(*jtu.tree_leaves(state.x))
@@ -195,7 +197,8 @@ class InexactHalpern(Solver):
         return _begin(_finite_sum("InexactHalpern", problem), start, self.key)
 
     def step(self, problem, state):
-        game, memory = problem, state.memory
+        game: Any = problem
+        memory = state.memory
         dtype = jnp.result_type(*jtu.tree_leaves(state.x))
         L = jnp.asarray(self.lipschitz, dtype)
         eta = math.sqrt(game.count) / L
@@ -320,7 +323,8 @@ class VarianceReducedExtragradient(Solver):
         return _begin(game, start, self.key)
 
     def step(self, problem, state):
-        game, memory, w = problem, state.memory, state.x
+        game: Any = problem
+        memory, w = state.memory, state.x
         n = game.count
         batch = math.ceil(math.sqrt(n)) if self.batch is None else self.batch
         p = min(batch / n, 0.5)
@@ -411,25 +415,7 @@ def vr_halpern(
 
 def _probe(game, start, key, lipschitz):
     """Compares both sides of average cocoercivity at a random pair of points."""
-    far, draw = jax.random.split(key)
-    leaves, structure = jtu.tree_flatten(start)
-    keys = jax.random.split(far, len(leaves))
-    other = jtu.tree_unflatten(
-        structure,
-        [
-            v + jax.random.normal(k, v.shape, v.dtype)
-            for k, v in zip(keys, leaves, strict=True)
-        ],
-    )
-    number = min(game.count, 1024)
-    index = jax.random.choice(draw, game.count, (number,), replace=False)
-    squares = jax.vmap(lambda i: tree_square(_change(game, i, other, start)))(
-        index.astype(jnp.int32)
-    )
-    difference = jtu.tree_map(jnp.subtract, game.apply(other), game.apply(start))
-    gap = jtu.tree_map(jnp.subtract, other, start)
-    inner = sum(jtu.tree_leaves(jtu.tree_map(jnp.vdot, difference, gap)))
-    ratio = float(jnp.mean(squares) / inner)
+    ratio = float(_cocoercivity(game, start, key))
     # Sampled components vary: only a clear contradiction is one.
     if not 0 < ratio <= 1.5 * float(lipschitz):
         raise ValueError(
@@ -437,6 +423,23 @@ def _probe(game, start, key, lipschitz):
             f"must be at most L <F(u) - F(v), u - v> (got a ratio of {ratio:.3g} for L "
             f"= {float(lipschitz):.3g}). Use variant='lipschitz', or a larger L."
         )
+
+
+@eqx.filter_jit
+def _cocoercivity(game, start, key):
+    """The mean square change of the components over the mean's product."""
+    far, draw = jax.random.split(key)
+    flat, unravel = ravel_pytree(start)
+    other = unravel(flat + jax.random.normal(far, flat.shape, flat.dtype))
+    number = min(game.count, 1024)
+    index = jax.random.choice(draw, game.count, (number,), replace=False)
+    squares = jax.vmap(lambda i: tree_square(_change(game, i, other, start)))(
+        index.astype(jnp.int32)
+    )
+    change = jtu.tree_map(jnp.subtract, game.apply(other), game.apply(start))
+    gap = jtu.tree_map(jnp.subtract, other, start)
+    inner = sum(jtu.tree_leaves(jtu.tree_map(jnp.vdot, change, gap)))
+    return jnp.mean(squares) / inner
 
 
 def _finite_sum(owner, problem) -> Game:
