@@ -186,7 +186,7 @@ def energy_ot(
     *,
     epsilon: float | Float[Array, ""],
     cost: Callable[[Array, Array], Array] = half_sqeuclidean,
-    stepsize: float | None = None,
+    stepsize: float | Float[Array, ""] | None = None,
     chain_steps: int = 20,
     buffer_size: int = 2000,
     fresh: float = 0.05,
@@ -243,12 +243,12 @@ def energy_ot(
         once.
     """
     check_positive("energy_ot", "epsilon", epsilon)
-    stepsize = epsilon / 4 if stepsize is None else stepsize
-    check_positive("energy_ot", "stepsize", stepsize)
-    known = not (is_traced(epsilon) or is_traced(stepsize))
-    if known and stepsize > _LONGEST * epsilon:
+    length = epsilon / 4 if stepsize is None else stepsize
+    check_positive("energy_ot", "stepsize", length)
+    known = not (is_traced(epsilon) or is_traced(length))
+    if known and length > _LONGEST * epsilon:
         raise ValueError(
-            f"energy_ot: `stepsize` must be at most twice `epsilon` (got {stepsize} "
+            f"energy_ot: `stepsize` must be at most twice `epsilon` (got {length} "
             f"for {epsilon}): the chains would diverge."
         )
     if not 0 < fresh <= 1:
@@ -264,7 +264,7 @@ def energy_ot(
             f"energy_ot: `buffer_size` must be at least a batch, {shapes[0][0]} (got "
             f"{buffer_size})."
         )
-    plan = EnergyPlan(potential, jnp.asarray(epsilon), jnp.asarray(stepsize), cost)
+    plan = EnergyPlan(potential, jnp.asarray(epsilon), jnp.asarray(length), cost)
     settings = chain_steps, buffer_size, fresh, steps
     return _train(key, source, target, plan, settings, optimiser)
 

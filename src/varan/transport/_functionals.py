@@ -33,14 +33,7 @@ _RIDGE = 1e-6
 
 
 class Reference(eqx.Module):
-    """A measure that is fitted to the particles, drawn from, and evaluated.
-
-    Subclass it for a reference of your own.
-    """
-
-    @abc.abstractmethod
-    def fit(self, particles: Float[Array, "n d"]) -> Reference:
-        """The reference for these particles; itself where nothing is fitted."""
+    """A measure that is drawn from and evaluated; subclass it for one of your own."""
 
     @abc.abstractmethod
     def sample(self, key: PRNGKeyArray, count: int) -> Float[Array, "count d"]:
@@ -57,7 +50,7 @@ class Functional(eqx.Module):
     Args:
         first: From the critic's values, the points and the fitted reference to A.
         second: From the critic's values, the points and the fitted reference to B.
-        reference: G, before it is fitted.
+        fit: From the particles to the reference G that covers them.
         offset: A number.
 
     Example:
@@ -66,14 +59,14 @@ class Functional(eqx.Module):
         >>> y = jnp.zeros((5, 2))
         >>> functional = kl_to_samples(y)
         >>> value, error = functional.value(
-        ...     lambda x: 0.0 * x[0], y, functional.reference, jax.random.key(0))
+        ...     lambda x: 0.0 * x[0], y, functional.fit(y), jax.random.key(0))
         >>> float(value), float(error)
         (0.0, 0.0)
     """
 
     first: Callable
     second: Callable
-    reference: Reference
+    fit: Callable[[Float[Array, "n d"]], Reference]
     offset: float
 
     def estimate(self, critic, x, z, reference):
@@ -97,15 +90,8 @@ class Functional(eqx.Module):
 
 
 class _Gaussian(Reference):
-    mean: Float[Array, " d"] | None = None
-    factor: Float[Array, "d d"] | None = None
-
-    def fit(self, particles):
-        mean = jnp.mean(particles, axis=0)
-        centred = particles - mean[None]
-        covariance = centred.T @ centred / particles.shape[0]
-        ridge = _RIDGE * jnp.trace(covariance) * jnp.eye(mean.size, dtype=mean.dtype)
-        return _Gaussian(mean, _WIDER * jnp.linalg.cholesky(covariance + ridge))
+    mean: Float[Array, " d"]
+    factor: Float[Array, "d d"]
 
     def sample(self, key, count):
         noise = jax.random.normal(key, (count, self.mean.size), self.mean.dtype)
@@ -119,13 +105,8 @@ class _Gaussian(Reference):
 
 
 class _Uniform(Reference):
-    low: Float[Array, " d"] | None = None
-    high: Float[Array, " d"] | None = None
-
-    def fit(self, particles):
-        low, high = jnp.min(particles, axis=0), jnp.max(particles, axis=0)
-        middle, half = (low + high) / 2, _MARGIN * (high - low) / 2
-        return _Uniform(middle - half, middle + half)
+    low: Float[Array, " d"]
+    high: Float[Array, " d"]
 
     def sample(self, key, count):
         place = jax.random.uniform(key, (count, self.low.size), self.low.dtype)
@@ -138,9 +119,6 @@ class _Uniform(Reference):
 
 class _Samples(Reference):
     points: Float[Array, "m d"]
-
-    def fit(self, particles):
-        return self
 
     def sample(self, key, count):
         places = jax.random.randint(key, (count,), 0, self.points.shape[0])
@@ -174,7 +152,7 @@ def kl_to_density(
         return u + reference.log_density(x) - jax.vmap(density)(x)
 
     return Functional(
-        Partial(first, Partial(log_density)), Partial(_exp), _Gaussian(), 1.0
+        Partial(first, Partial(log_density)), Partial(_exp), Partial(_gaussian), 1.0
     )
 
 
@@ -200,7 +178,7 @@ def kl_to_samples(points: Float[Array, "m d"]) -> Functional:
         Fan et al., 2022 (arXiv 2112.02424), section 3.1.
     """
     _check_points("kl_to_samples", points)
-    return Functional(Partial(_critic), Partial(_exp), _Samples(points), 1.0)
+    return Functional(Partial(_critic), Partial(_exp), _fixed(points), 1.0)
 
 
 def jensen_shannon(points: Float[Array, "m d"]) -> Functional:
@@ -234,7 +212,7 @@ def jensen_shannon(points: Float[Array, "m d"]) -> Functional:
         return jax.nn.softplus(u) / 2
 
     offset = float(np.log(2))
-    return Functional(Partial(first), Partial(second), _Samples(points), offset)
+    return Functional(Partial(first), Partial(second), _fixed(points), offset)
 
 
 def porous_medium(power: float = 2.0) -> Functional:
@@ -270,7 +248,26 @@ def porous_medium(power: float = 2.0) -> Functional:
         density = jnp.exp(reference.log_density(z))
         return density ** (m - 1) * jax.nn.softplus(u) ** m
 
-    return Functional(Partial(first, power), Partial(second, power), _Uniform(), 0.0)
+    parts = Partial(first, power), Partial(second, power)
+    return Functional(*parts, Partial(_box), 0.0)
+
+
+def _gaussian(particles):
+    mean = jnp.mean(particles, axis=0)
+    centred = particles - mean[None]
+    covariance = centred.T @ centred / particles.shape[0]
+    ridge = _RIDGE * jnp.trace(covariance) * jnp.eye(mean.size, dtype=mean.dtype)
+    return _Gaussian(mean, _WIDER * jnp.linalg.cholesky(covariance + ridge))
+
+
+def _box(particles):
+    low, high = jnp.min(particles, axis=0), jnp.max(particles, axis=0)
+    middle, half = (low + high) / 2, _MARGIN * (high - low) / 2
+    return _Uniform(middle - half, middle + half)
+
+
+def _fixed(points):
+    return Partial(lambda points, _: _Samples(points), points)
 
 
 def _critic(u, x, reference):

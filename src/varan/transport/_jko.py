@@ -174,7 +174,7 @@ def jko_flow(
             f"`inner` must be at least 1 (got {steps}, {iterations}, {batch_size} and "
             f"{inner})."
         )
-    reference = functional.reference.fit(particles)
+    reference = functional.fit(particles)
     first, _ = functional.estimate(critic, particles, particles[:1], reference)
     if not is_traced(first) and not bool(jnp.all(jnp.isfinite(first))):
         raise ValueError(
@@ -248,7 +248,7 @@ def _flow(key, particles, functional, stepsize, map_model, critic, sizes, optimi
     def one_step(carry, key):
         particles, inner = carry
         for_rounds, for_value = jax.random.split(key)
-        reference = functional.reference.fit(particles)
+        reference = functional.fit(particles)
         inner, _ = jax.lax.scan(
             lambda c, k: one_round(particles, reference, c, k),
             inner,

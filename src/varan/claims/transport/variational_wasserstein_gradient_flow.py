@@ -229,7 +229,7 @@ def _porous(scale, key, numbers, curves):
         density, _ = np.histogram(np.asarray(cloud[:, 0]), edges, density=True)
         apart = np.abs(density - _barenblatt(middle, END)).sum() * (edges[1] - edges[0])
         numbers[name] = float(apart)
-    axes = dict(plot="porous medium", x_label="place", y_label="density")
-    curves.append(Curve(middle.tolist(), density.tolist(), "particles", **axes))
-    exact = _barenblatt(middle, END).tolist()
-    curves.append(Curve(middle.tolist(), exact, "exact", **axes))
+    exact = _barenblatt(middle, END)
+    for values, label in ((density, "particles"), (exact, "exact")):
+        place = "porous medium", "place", "density"
+        curves.append(Curve(middle.tolist(), values.tolist(), label, *place))
