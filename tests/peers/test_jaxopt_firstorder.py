@@ -1,7 +1,6 @@
 """jaxopt's first-order solvers: same instances, same solutions and derivatives."""
 
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +32,8 @@ from varan.problems import (
     SetConstrained,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt")
-    from jaxopt import objective, projection, prox
+jaxopt = pytest.importorskip("jaxopt")
+from jaxopt import objective, projection, prox
 
 N, D = 20, 4
 RNG = np.random.default_rng(0)
@@ -45,13 +42,6 @@ Y = jnp.asarray(X @ jnp.array([2.0, -1.0, 0.3, 0.0]) + RNG.normal(size=N))
 LABEL = jnp.where(Y > 0, 1.0, 0.0)
 CLASS = jnp.asarray(RNG.integers(0, 3, N))
 START = jnp.zeros(D)
-
-
-@pytest.fixture(autouse=True)
-def usual_promotion():
-    """The peers rely on JAX's usual promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def assert_same(ours, peer, data, atol=1e-7):

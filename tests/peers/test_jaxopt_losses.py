@@ -1,7 +1,5 @@
 """jaxopt's losses against what replaces them: here, in optax or in JAX itself."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,22 +8,13 @@ import pytest
 
 from varan.fenchel_young import Tsallis, fenchel_young_loss, sparsemax
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt")
-    from jaxopt import loss as theirs
-    from jaxopt.projection import projection_simplex
+jaxopt = pytest.importorskip("jaxopt")
+from jaxopt import loss as theirs
+from jaxopt.projection import projection_simplex
 
 SCORES = jnp.array(1.5 * np.random.default_rng(0).standard_normal((30, 5)))
 SINGLE = jnp.linspace(-3.1, 3.3, 25)
 optax_losses = optax.losses
-
-
-@pytest.fixture(autouse=True)
-def usual_promotion():
-    """The peers rely on JAX's usual promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def one_hot(label):

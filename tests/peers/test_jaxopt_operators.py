@@ -9,10 +9,8 @@ import pytest
 
 import varan.operators as ops
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    pytest.importorskip("jaxopt")
-    from jaxopt import isotonic, projection, prox
+pytest.importorskip("jaxopt")
+from jaxopt import isotonic, projection, prox
 
 RNG = np.random.default_rng(7)
 X = jnp.asarray(1.5 * RNG.standard_normal(6))
@@ -183,12 +181,7 @@ def test_answers_and_derivatives_agree(name):
             answer = operator(x)
             return jnp.vdot(weight, answer), answer
 
-        # jaxopt itself relies on JAX's usual promotion.
-        with (
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-            warnings.catch_warnings(),
-        ):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (_, answer), slope = jax.value_and_grad(value, has_aux=True)(point)
         return answer, slope

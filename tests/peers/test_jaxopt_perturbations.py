@@ -1,7 +1,5 @@
 """Perturbed optimisers against jaxopt's: the same noise, values and derivatives."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,22 +13,13 @@ from varan.fenchel_young import (
     perturbed_max,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt")
-    from jaxopt import perturbations as theirs
+jaxopt = pytest.importorskip("jaxopt")
+from jaxopt import perturbations as theirs
 
 X = jnp.array([0.3, -0.2, 0.5, 0.1])
 KEY = jax.random.key(3)
 SETTINGS = {"sigma": 0.4}
 NOISES = {"gumbel": (Gumbel(), theirs.Gumbel()), "normal": (Normal(), theirs.Normal())}
-
-
-@pytest.fixture(autouse=True)
-def usual_promotion():
-    """The peers rely on JAX's usual promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def top(x):

@@ -1,6 +1,5 @@
 """Quadratic programs against jaxopt: same instances, same answers and derivatives."""
 
-import warnings
 from functools import partial
 
 import jax
@@ -18,16 +17,10 @@ from varan.constrained import (
 )
 from varan.problems import Quadratic
 
-with warnings.catch_warnings():
-    # It says at import that it is no longer maintained.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt")
+jaxopt = pytest.importorskip("jaxopt")
 
-pytestmark = [
-    # Its code predates strict promotion, and some of JAX's renamings.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("lenient"),
-]
+# Its code predates some of JAX's renamings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 RNG = np.random.default_rng(0)
 HALF, INSIDE = RNG.standard_normal((5, 5)), RNG.standard_normal(5)
@@ -35,12 +28,6 @@ Q, C = jnp.asarray(HALF @ HALF.T + np.eye(5)), jnp.asarray(RNG.standard_normal(5
 A, G = (jnp.asarray(RNG.standard_normal((rows, 5))) for rows in (2, 3))
 B, H = A @ INSIDE, G @ INSIDE + jnp.array([0.0, 0.1, 0.5])
 LOWER, UPPER = -0.1 * jnp.ones(5), 0.2 * jnp.ones(5)
-
-
-@pytest.fixture
-def lenient():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def compare(ours, theirs, *data, atol=1e-5):

@@ -5,8 +5,6 @@ jaxopt's Hager-Zhang search is compared within its L-BFGS; its `BFGS`, `LBFGS`,
 on varan's problems.
 """
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,28 +23,16 @@ from varan.secondorder import (
     scale_by_hager_zhang_linesearch,
 )
 
-with warnings.catch_warnings():
-    # It says at import that it is no longer maintained.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    jaxopt = pytest.importorskip("jaxopt")
+jaxopt = pytest.importorskip("jaxopt")
 
-pytestmark = [
-    # Its code predates strict promotion, and some of JAX's renamings.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("lenient"),
-]
+# Its code predates some of JAX's renamings.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 RNG = np.random.default_rng(0)
 X, Y = jnp.asarray(RNG.standard_normal((20, 4))), jnp.asarray(RNG.choice([-1.0, 1], 20))
 START, WEIGHT = jnp.zeros(4), jnp.arange(1.0, 5.0)
 M = jnp.asarray(0.3 * RNG.standard_normal((4, 4)))
 TOL = 1e-9
-
-
-@pytest.fixture
-def lenient():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def logistic(w, lam, X):

@@ -4,7 +4,6 @@ import importlib
 import pathlib
 import re
 import types
-import warnings
 
 import pytest
 
@@ -31,9 +30,7 @@ HERE = sorted(
 
 
 def test_every_public_name_has_a_row():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        jaxopt = pytest.importorskip("jaxopt")
+    jaxopt = pytest.importorskip("jaxopt")
     wanted = set(_own(jaxopt)) | {"tree_util"}
     for short in SUBMODULES:
         module = importlib.import_module(f"jaxopt.{short}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import plots
 from .runner import RowRun
-from .verdict import RowVerdict, judge
+from .verdict import RowVerdict, judge, outcome_of
 from .worker import encode_float
 
 
@@ -30,9 +30,7 @@ class RowResult:
     @property
     def outcome(self) -> str:
         """`held`, `not held`, `inconclusive`, `no check` or `failed`."""
-        if self.verdict is None:
-            return "failed"
-        return self.verdict.outcome or "no check"
+        return outcome_of(self.verdict)
 
     @property
     def notes(self) -> list[str]:

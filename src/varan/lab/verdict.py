@@ -94,6 +94,17 @@ class RowVerdict:
     remarks: tuple[str, ...]
 
 
+def outcome_of(verdict: RowVerdict | None) -> str:
+    """`held`, `not held`, `inconclusive`, `no check`; `failed` where none came about.
+
+    Args:
+        verdict: A row's verdict; `None` when a seed failed.
+    """
+    if verdict is None:
+        return "failed"
+    return verdict.outcome or "no check"
+
+
 def judge(
     row: Row, scale: str, measured: Mapping[int, Mapping[str, float]]
 ) -> RowVerdict:

@@ -15,7 +15,7 @@ from .. import provenance
 from .._records import RaceRecord, Record, present_fingerprint
 from ..catalogue import Catalogue, Row
 from ..store import Store
-from ..verdict import CheckVerdict, RowVerdict, judge
+from ..verdict import CheckVerdict, RowVerdict, judge, outcome_of
 from .numbers import counted
 
 # In the order in which a page shows them; the first two can decide a row.
@@ -48,9 +48,7 @@ class ScaleResult:
     @property
     def outcome(self) -> str:
         """`held`, `not held`, `inconclusive`, `no check` or `failed`."""
-        if self.verdict is None:
-            return "failed"
-        return self.verdict.outcome or "no check"
+        return outcome_of(self.verdict)
 
     @property
     def unmet(self) -> list[CheckVerdict]:
