@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._point_clouds import swiss_roll as swiss_roll
     from ._point_clouds import two_moons as two_moons
     from ._random_k import random_k as random_k
+    from ._sample_images import sample_images as sample_images
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
     from ._tabular import split as split
@@ -32,6 +33,7 @@ __getattr__, __dir__, __all__ = _attach(
         "mnist1d": "_mnist1d",
         "random_k": "_random_k",
         "sphere_points": "_point_clouds",
+        "sample_images": "_sample_images",
         "split": "_tabular",
         "standardise": "_tabular",
         "swiss_roll": "_point_clouds",
