@@ -108,7 +108,7 @@ def _quadratics(scale, seed, numbers, curves, notes):
     del curves
     rng = np.random.default_rng(seed)
     zero = (jnp.zeros(3), jnp.zeros(3))
-    right, classified, close, stable = [], [], 0, 0
+    right, slower, classified, close, stable = [], [], [], 0, 0
     for _ in range(scale["draws"]):
         A, B, C = _draw(rng)
         game = Game.from_saddle(_quadratic, *(jnp.asarray(v) for v in (A, B, C)))
@@ -121,11 +121,15 @@ def _quadratics(scale, seed, numbers, curves, notes):
                 close += 1
                 continue
             right.append(predicted == true)
+            # Not checked: shows whether an error is that of a timescale too small.
+            at_limit = stability_radius(game, zero, step, 1e6, method) < 1
+            slower.append(predicted == at_limit)
             if method == "extragradient":
                 stable += predicted
                 if np.all(np.asarray(point.hemicurvature) >= 0):
                     classified.append((point.kind == "not minimax") != true)
     numbers["agreement"] = float(np.mean(right))
+    numbers["agreement_at_1e6"] = float(np.mean(slower))
     numbers["classification_agreement"] = float(np.mean(classified))
     numbers["classified_draws"] = float(len(classified))
     numbers["stable_draws"] = float(stable)
