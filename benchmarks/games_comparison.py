@@ -157,7 +157,8 @@ def draw(curves, path):
     for axes, problem in zip(figure.subplots(1, len(names)), names, strict=True):
         for solver in SOLVERS:
             trace = curves[problem, solver]
-            used = np.isfinite(trace.residual)
+            last = np.isfinite(trace.residual).sum() - 1
+            used = np.unique(np.linspace(0, last, 80).astype(int))
             axes.plot(trace.evaluations[used], trace.residual[used], label=solver)
         axes.set(title=problem, xlabel="oracle calls", ylabel="residual", yscale="log")
     axes.legend(fontsize="x-small")

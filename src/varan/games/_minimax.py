@@ -50,6 +50,13 @@ class MinimaxPoint(eqx.Module):
         hemicurvature: `iota` of each of them.
         cutoff: What counted as zero; it decides the rank of `B`, and so `U`.
         certificate: The violation of the condition, and the residual.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.games import Game, classify_minimax
+        >>> game = Game.from_saddle(lambda x, y: x * x + x * y - y * y)
+        >>> classify_minimax(game, (jnp.zeros(()),) * 2).kind
+        'strict local minimax'
     """
 
     kind: Kind = eqx.field(static=True)
