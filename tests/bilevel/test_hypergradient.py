@@ -216,7 +216,7 @@ def test_the_error_bound_is_never_below_the_error(curved_answer, method):
                 hessian=0.0,
                 cross=0.0,
             ),
-            "`upper_x` must be nonnegative",
+            "`upper_x` must not be negative",
         ),
     ],
 )

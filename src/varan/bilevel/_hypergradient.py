@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ..core._certificate import Certificate
-from ..core._checks import check_choice, check_positive, is_traced
+from ..core._checks import check_choice, check_nonnegative, check_positive
 from ..core._implicit import implicit_root
 from ..core._trees import tree_norm
 from ._problem import BilevelPoint, BilevelProblem
@@ -275,8 +275,7 @@ def hypergradient_error_bound(
         "mixed": 0.0 if mixed is None else mixed,
     }
     for name, value in constants.items():
-        if not is_traced(value) and not value >= 0:
-            raise ValueError(f"{owner}: `{name}` must be nonnegative (got {value}).")
+        check_nonnegative(owner, name, value)
     point = gradient.point
     stationarity, _ = problem.lower_condition(point.x, point.y)
     e = tree_norm(stationarity) / strong_convexity

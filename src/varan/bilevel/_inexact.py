@@ -167,11 +167,12 @@ def inexact_hypergradient(
     right = jtu.tree_map(jnp.negative, force)
     start = jtu.tree_map(jnp.zeros_like, y) if adjoint is None else adjoint
     dtype = jnp.result_type(*jtu.tree_leaves(y))
+    floor = 4 * float(jnp.finfo(dtype).eps) * tree_norm(right)
     adjoint, _, products = conjugate_gradients(
         lambda v: hessian_product(problem, x, y, v),
         right,
         start,
-        jnp.asarray(delta, dtype),
+        jnp.maximum(jnp.asarray(delta, dtype), floor),
         max_steps,
     )
     value = upper_direction(problem, x, y, adjoint, slope)
@@ -208,7 +209,9 @@ def solve_lower(
     mu, L = (jnp.asarray(v, dtype) for v in (known.strong_convexity, known.lower))
     root = jnp.sqrt(mu / L)
     push = (1 - root) / (1 + root)
-    target = mu * jnp.asarray(epsilon, dtype)
+    # Not below what rounding lets a gradient reach: the distance is measured anyway.
+    floor = 4 * float(jnp.finfo(dtype).eps) * L * (1 + tree_norm(y))
+    target = jnp.maximum(mu * jnp.asarray(epsilon, dtype), floor)
     gradient = lower_gradient(problem, x, y)
     # The point at which the gradient is known is the extrapolated one: it is the answer
     # when its gradient is small, so that a step costs one gradient and no more.

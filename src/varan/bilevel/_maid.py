@@ -156,6 +156,12 @@ class MAID(AbstractAlternating):
         first = (jnp.asarray(size, dtype) for size in sizes)
         return Search(*first, jnp.array(0), at, zero, *infinite)
 
+    def refine(self, problem, iterate):
+        # A search from outside X would compare with a value that no point of X has.
+        if problem.project_x is None:
+            return iterate
+        return eqx.tree_at(lambda i: i.x, iterate, problem.project_x(iterate.x))
+
     def advance(self, problem, iterate):
         x, search = iterate.x, iterate.extra
         found, epsilon, delta, spent = self._gradient(problem, iterate)
@@ -216,7 +222,10 @@ class MAID(AbstractAlternating):
 
         def go(carry):
             found, _, _, _, count = carry
-            proved = found.bound.value <= keep * tree_norm(found.value)
+            # The hypergradient's norm, or where `x` is projected that of its step.
+            ahead = upper_step(problem, iterate.x, found.value, search.stepsize)
+            move = tree_norm(jtu.tree_map(jnp.subtract, ahead, iterate.x))
+            proved = found.bound.value <= keep * move / search.stepsize
             return (count == 0) | (~proved & (count < _REFINEMENTS))
 
         def refine(carry):
