@@ -2,10 +2,11 @@
 
 The lower level is `|y - A x|^2 / 2`, whose least value is 0 for every `x`, so that the
 relaxation of RARTS tends to the bilevel answer, here to within its bias of 1/20; one
-training step of length 1 solves it, so that looking one step ahead is exact. gradhpo has
-that method as its greedy optimiser with one unrolled step. All know the constants: each
-takes the fewest rounds that reach 5 % at every size, in steps of five for the look-ahead
-and of fifty for RARTS. gradhpo runs as its users run it, one compiled step a round.
+training step of length 1 solves it, so that looking one step ahead is exact. gradhpo
+has that method as its greedy optimiser with one unrolled step. All know the constants:
+each takes the fewest rounds that reach 5 % at every size, in steps of five for the
+look-ahead and of fifty for RARTS. gradhpo runs as its users run it, one compiled step a
+round.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def heats(settings: Mapping[str, Any]) -> Iterator[Heat]:
             tolerance=TOLERANCE,
             measure="relative distance to the bilevel answer",
             notes=[
-                "DARTS and gradhpo's greedy optimiser are the same method; RARTS solves "
-                "the same problem without second derivatives."
+                "DARTS and gradhpo's greedy optimiser are the same method; RARTS "
+                "solves the same problem without second derivatives."
             ],
         )
 
@@ -118,7 +119,7 @@ def _nothing(problem, iterate):
 
 def _gradhpo(instance):
     import optax
-    from gradhpo.algorithms.greedy import GreedyOptimizer
+    from gradhpo.algorithms.greedy import GreedyOptimizer  # pyright: ignore[reportMissingImports]
 
     matrix, target = instance.data()
     optimiser = GreedyOptimizer(
