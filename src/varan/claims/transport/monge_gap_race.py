@@ -1,7 +1,7 @@
 """The Monge gap's value and gradient in the images: ours and ott-jax.
 
 Two clouds of which one is the other's image; the gap and its gradient with respect to
-the images, to one accuracy of the marginals, in float64. The peer computes it as its
+the images, to one accuracy of the marginals, in float32. The peer computes it as its
 `monge_gap_from_samples` does, by its Sinkhorn solver and the derivative that it comes
 with (the function itself asks for a neural extra); its threshold is given in the L1
 norm too. Ours: the two methods that `monge_gap` offers.
@@ -52,8 +52,9 @@ class _Instance:
 
     @cache  # noqa: B019 (an instance lives as long as its race)
     def truth(self):
-        value, slope = self.ours(method="newton", tol=1e-11)()()
-        return float(value), np.asarray(slope)
+        with jax.enable_x64(True):
+            value, slope = self.ours(method="newton", tol=1e-11)()()
+            return float(value), np.asarray(slope)
 
     def error(self, answer: Any) -> float:
         value, slope = answer
