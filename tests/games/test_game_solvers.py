@@ -153,7 +153,7 @@ def test_with_projections_they_differ_and_all_solve():
     game = matrix_game(jnp.asarray(M))
     start = (jnp.array([1.0, 0, 0]), jnp.array([0, 0, 1.0]))
     solvers = [s(0.15) for s in (PastExtragradient, ReflectedGradient)]
-    solvers += [OptimisticGradient(0.15), Extragradient(0.15), ProximalPoint(5.0)]
+    solvers += [OptimisticGradient(0.15), ProximalPoint(5.0)]
     table = compare(game, solvers, start, tol=1e-7, max_evaluations=20_000)
     assert all(row["residual"] <= 1e-7 for row in table.rows()), table
     for solution in table.solutions.values():

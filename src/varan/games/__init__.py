@@ -69,6 +69,12 @@ if TYPE_CHECKING:
     from ._single_call import OptimisticGradient as OptimisticGradient
     from ._single_call import PastExtragradient as PastExtragradient
     from ._single_call import ReflectedGradient as ReflectedGradient
+    from ._small_gain import SmallGainCertificate as SmallGainCertificate
+    from ._small_gain import small_gain_certificate as small_gain_certificate
+    from ._small_gain_flow import RungeKutta as RungeKutta
+    from ._small_gain_weights import small_gain_band as small_gain_band
+    from ._small_gain_weights import small_gain_margin as small_gain_margin
+    from ._small_gain_weights import small_gain_weights as small_gain_weights
     from ._vr_halpern import InexactHalpern as InexactHalpern
     from ._vr_halpern import (
         VarianceReducedExtragradient as VarianceReducedExtragradient,
@@ -104,6 +110,8 @@ __getattr__, __dir__, __all__ = _attach(
         "PastExtragradient": "_single_call",
         "ProximalPoint": "_proximal_point",
         "ReflectedGradient": "_single_call",
+        "RungeKutta": "_small_gain_flow",
+        "SmallGainCertificate": "_small_gain",
         "VarianceReducedExtragradient": "_vr_halpern",
         "VarianceReducedHalpern": "_vr_halpern",
         "bilinear_game": "_examples",
@@ -127,6 +135,10 @@ __getattr__, __dir__, __all__ = _attach(
         "rotation_game": "_examples",
         "scale_by_optimistic_adaptive": "_optax_optimistic",
         "scale_by_past_extragradient": "_optax_extragradient",
+        "small_gain_band": "_small_gain_weights",
+        "small_gain_certificate": "_small_gain",
+        "small_gain_margin": "_small_gain_weights",
+        "small_gain_weights": "_small_gain_weights",
         "stability_radius": "_minimax",
         "strongly_convex_regret_bound": "_regret_bounds",
         "vr_halpern": "_vr_halpern",

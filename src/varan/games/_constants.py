@@ -9,6 +9,7 @@ of the region are no better than these: typed as estimates, never as proofs.
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -44,13 +45,7 @@ def estimate_lipschitz(problem: Problem, points: PyTree[Array]) -> Certificate:
         >>> round(float(L.value), 3), L.proof
         (3.0, False)
     """
-
-    def norm(function, z):
-        product, transpose = _products(function, z)
-        square = _extreme_ritz(lambda v: transpose(product(v)), _unit_vector(z))[1]
-        return jnp.sqrt(jnp.maximum(square, 0))
-
-    values = _over_points("estimate_lipschitz", norm, problem, points)
+    values = _over_points("estimate_lipschitz", _norm, problem, points)
     return Certificate(
         "Lipschitz constant",
         jnp.max(values),
@@ -83,13 +78,7 @@ def estimate_monotonicity(problem: Problem, points: PyTree[Array]) -> Certificat
         >>> round(float(mu.value), 3)
         0.5
     """
-
-    def least(function, z):
-        product, transpose = _products(function, z)
-        half = lambda v: (product(v) + transpose(v)) / 2  # noqa: E731
-        return _extreme_ritz(half, _unit_vector(z))[0]
-
-    values = _over_points("estimate_monotonicity", least, problem, points)
+    values = _over_points("estimate_monotonicity", _least, problem, points)
     return Certificate(
         "strong monotonicity",
         jnp.min(values),
@@ -132,7 +121,7 @@ def estimate_comonotonicity(problem: Problem, points: PyTree[Array]) -> Certific
         its spectral form for linear operators.
     """
     local = jnp.max(_over_points("estimate_comonotonicity", _local, problem, points))
-    between = jnp.max(_pairs(problem, points))
+    between = jnp.max(_pairs(as_game(problem), points))
     return Certificate(
         "negative comonotonicity",
         jnp.maximum(local, between),
@@ -141,6 +130,17 @@ def estimate_comonotonicity(problem: Problem, points: PyTree[Array]) -> Certific
         "about, seen at sampled points",
         details={"local": local, "between": between},
     )
+
+
+def _norm(function, z):
+    product, transpose = _products(function, z)
+    square = _extreme_ritz(lambda v: transpose(product(v)), _unit_vector(z))[1]
+    return jnp.sqrt(jnp.maximum(square, 0))
+
+
+def _least(function, z):
+    product, transpose = _products(function, z)
+    return _extreme_ritz(lambda v: (product(v) + transpose(v)) / 2, _unit_vector(z))[0]
 
 
 def _local(function, z):
@@ -161,9 +161,8 @@ def _local(function, z):
     return jnp.where(jnp.isfinite(cut) & ~finite, jnp.inf, value)
 
 
-def _pairs(problem, points):
-    game = as_game(problem)
-
+@eqx.filter_jit
+def _pairs(game, points):
     def flat(z):
         return ravel_pytree(z)[0], ravel_pytree(game.apply(z))[0]
 
@@ -182,10 +181,14 @@ def _over_points(owner, measure, problem, points):
             f"{owner}: `points` must have a leading axis with one point at least (got "
             f"{[jnp.shape(v) for v in leaves]})."
         )
-    game = as_game(problem)
+    return _measure(measure, as_game(problem), points)
 
+
+@eqx.filter_jit
+def _measure(measure, game, points):
     def at(z):
         vector, unravel = ravel_pytree(z)
         return measure(lambda v: ravel_pytree(game.apply(unravel(v)))[0], vector)
 
+    # One point after the other: a batch of Krylov bases may not fit.
     return jax.lax.map(at, points)
