@@ -6,6 +6,10 @@
 `SemiDualNewton` below and for high accuracy, `SparseNewton` where the points are too
 many to factorise. Everything takes plain arrays; an object with `cost_matrix` and
 `epsilon` is taken too.
+
+Beside it: plans with few nonzeros a column (`sparse_ot`), losses between samples
+(`sinkhorn_divergence`), maps (`fit_map`, `monge_gap`), plans and flows of sampled
+measures (`energy_ot`, `jko_flow`), closed forms for Gaussians, Langevin chains.
 """
 
 from typing import TYPE_CHECKING
