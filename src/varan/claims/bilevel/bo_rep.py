@@ -123,7 +123,8 @@ def _mechanism(scale, seed, numbers, curves):
     best: dict[str, dict[float, float]] = {}
     diverged = {}
     starts = scale["starts"]
-    for name, (cost, make) in MECHANISM.items():
+    for name in scale["methods"]:
+        cost, make = MECHANISM[name]
         rounds = int(scale["calls"] / cost)
 
         @jax.jit
@@ -163,7 +164,7 @@ def _mechanism(scale, seed, numbers, curves):
                         log_y=True,
                     )
                 )
-    rivals = [name for name in MECHANISM if name != "bo_rep"]
+    rivals = [name for name in scale["methods"] if name != "bo_rep"]
     large = np.asarray(STEPSIZES) >= 1e-3
     numbers["bo_rep_diverged"] = float(diverged["bo_rep"].sum())
     numbers["baselines_stable_at_large_steps"] = float(

@@ -31,7 +31,6 @@ from varan.claims import Curve, Measurements
 from varan.data import digit_images, sample_images, split, standardise
 
 EPSILONS, STEPSIZES = (1e1, 1e0, 1e-1, 1e-3), (1e-1, 1e-2, 1e-3, 1e-4)
-SEQUENCES = ("geometric", "quadratic", "cubic")
 # HOAG's fixed steps for the pictures and for the regression; MAID starts from the
 # middle one for pictures, from each for the regression.
 IMAGE_STEPS, IMAGE_EPSILONS = (10.0, 100.0, 1000.0), (1e1, 1e-1, 1e-3)
@@ -121,7 +120,7 @@ def _quadratic(scale, seed, numbers, curves):
     for stepsize, calls in zip(STEPSIZES, by_step, strict=True):
         numbers[f"maid_calls_from_{stepsize:g}"] = float(calls)
     rivals, tuned = [], []
-    for sequence in SEQUENCES:
+    for sequence in scale["sequences"]:
 
         @jax.jit
         @jax.vmap
@@ -231,7 +230,7 @@ def _denoising(scale, seed, numbers, curves):
         numbers[f"maid_psnr_from_{epsilon:g}"] = float(ours[-1])
     numbers["maid_log_weight"], numbers["maid_log_smoothing"] = map(float, x)
     rivals = []
-    for sequence in SEQUENCES:
+    for sequence in scale["sequences"]:
         for stepsize in IMAGE_STEPS:
             method = HOAG(constants, stepsize, 0.1, sequence, max_inner=500)
             loss, _ = _within(problem, method, start, budget)
@@ -331,7 +330,7 @@ def _logistic(scale, seed, numbers, curves):
                 problem, HOAG(constants, step, 0.1, seq, max_inner=500), start, budget
             )[0]
         )
-        for seq in SEQUENCES
+        for seq in scale["sequences"]
         for step in LOGISTIC_STEPS
     ]
     numbers["logistic_maid_loss"] = max(ours)
