@@ -173,6 +173,12 @@ def hypergradient_pinv(
     Source: arXiv 2309.01753, theorem 3.
     """
     check_multipliers("hypergradient_pinv", problem, multipliers)
+    return _pinv_gradient(problem, x, y, multipliers)
+
+
+# One program: taken one by one, the small dense steps cost more to compile.
+@eqx.filter_jit
+def _pinv_gradient(problem, x, y, multipliers):
     flat, unravel = ravel_pytree((y, multipliers))
 
     def system(u):

@@ -5,8 +5,8 @@ bilevel problem are met to `O(s)` under a proximal error bound, also when the lo
 level has many answers or is not convex, and first-order methods reach a stationary
 point of `psi_s` in `O(eps^-3)` calls without noise, in a single loop with it. Parts:
 
-- landscape: a rank-deficient quadratic lower level, closed forms, without and with
-  active bounds; the explicit gradient by the pseudo-inverse;
+- landscape and bounds: a rank-deficient quadratic lower level, closed forms, without
+  and with active bounds; the explicit gradient by the pseudo-inverse;
 - control: the paper's example without error bound, where no `s` is small enough;
 - rate: calls until the gradient of `psi_s` is at most `eps`, a nonconvex lower level
   with the Polyak-Lojasiewicz property;
@@ -62,6 +62,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     curves: list[Curve] = []
     parts = {
         "landscape": _landscape,
+        "bounds": _bounds,
         "control": _control,
         "rate": _rate,
         "noise": _noise,
@@ -83,47 +84,56 @@ def _quadratic_lower(x, y, G, A, t):
     return jnp.sum((G @ y - A @ x) ** 2) / 2
 
 
-def _landscape(scale, seed, numbers, curves):
+def _instance(seed):
+    """Data, and a point whose lower answers meet the bounds."""
     draw = np.random.default_rng(seed)
     G, A, t = (draw.standard_normal(s) for s in ((5, 10), (5, 5), 10))
     G, A, t = (jnp.asarray(v) for v in (G, A, t))
-    # A point whose lower answers meet the bounds.
-    x = jnp.linalg.solve(A, G @ jnp.asarray(draw.uniform(-0.3, 0.3, 10)))
+    return (G, A, t), jnp.linalg.solve(A, G @ jnp.asarray(draw.uniform(-0.3, 0.3, 10)))
+
+
+def _landscape(scale, seed, numbers, curves):
+    (G, A, t), x = _instance(seed)
 
     def best(x):
         return t + jnp.linalg.pinv(G) @ (A @ x - G @ t)
 
-    free = BilevelProblem(_quadratic_upper, _quadratic_lower, G, A, t, unique=False)
-    value = free.upper_value(x, best(x))
-    exact = hypergradient_pinv(free, x, best(x)).value
-    closed = _differences(lambda x: free.upper_value(x, best(x)), x)
+    problem = BilevelProblem(_quadratic_upper, _quadratic_lower, G, A, t, unique=False)
+    value = problem.upper_value(x, best(x))
+    exact = hypergradient_pinv(problem, x, best(x)).value
+    closed = _differences(lambda x: problem.upper_value(x, best(x)), x)
     numbers["pinv_error"] = float(_relative(exact, closed))
-    shown = _orders(free, x, best(x), value, exact, "", numbers)
+    errors = _orders(problem, x, best(x), value, exact, "", numbers)
+    curves.append(_bias_curve(errors, "whole space"))
 
-    bounds = jnp.concatenate([jnp.eye(10), -jnp.eye(10)])
-    inside = Polyhedron(G, A @ x, bounds, jnp.full(20, BOUND))
+
+def _bounds(scale, seed, numbers, curves):
+    (G, A, t), x = _instance(seed)
+    sides = jnp.concatenate([jnp.eye(10), -jnp.eye(10)])
+    inside = Polyhedron(G, A @ x, sides, jnp.full(20, BOUND))
     nearest = inside.project(t, tol=1e-13, max_steps=100_000)
     numbers["active_bounds"] = float(jnp.sum(nearest.multipliers[5:] > 1e-6))
-    box = BilevelProblem(
+    problem = BilevelProblem(
         _quadratic_upper, _quadratic_lower, G, A, t, project_y=_clip, unique=False
     )
     slope = 0.1 * x - A.T @ nearest.multipliers[:5]
-    value = box.upper_value(x, nearest.x)
-    boxed = _orders(box, x, nearest.x, value, slope, "box_", numbers)
-    for errors, label in ((shown, "whole space"), (boxed, "active bounds")):
-        curves.append(
-            Curve(
-                SIGMAS,
-                np.asarray(errors),
-                label,
-                "bias of the gradient",
-                "sigma",
-                "error of the gradient",
-                log_x=True,
-                log_y=True,
-                marker=True,
-            )
-        )
+    value = problem.upper_value(x, nearest.x)
+    errors = _orders(problem, x, nearest.x, value, slope, "box_", numbers)
+    curves.append(_bias_curve(errors, "active bounds"))
+
+
+def _bias_curve(errors, label):
+    return Curve(
+        SIGMAS,
+        np.asarray(errors),
+        label,
+        "bias of the gradient",
+        "sigma",
+        "error of the gradient",
+        log_x=True,
+        log_y=True,
+        marker=True,
+    )
 
 
 def _clip(y):
@@ -405,7 +415,7 @@ def _relative(found, wanted):
 
 
 def _differences(function, x, step=1e-5):
-    basis = jnp.eye(x.size)
-    return jnp.stack(
-        [(function(x + step * e) - function(x - step * e)) / (2 * step) for e in basis]
-    )
+    """Central differences of a function of a vector."""
+    shifts = step * jnp.eye(x.size)
+    both = jax.jit(jax.vmap(lambda e: function(x + e) - function(x - e)))
+    return both(shifts) / (2 * step)
