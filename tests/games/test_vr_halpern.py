@@ -1,11 +1,12 @@
 """Variance-reduced Halpern: orbits, proved inner errors, calls, derivative, input."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from varan import solve
+from varan import Status, solve
 from varan.games import (
     EuclideanBox,
     Extragradient,
@@ -141,6 +142,15 @@ def test_all_three_solve_a_box_constrained_sum():
         end = solve(game, solver, start, tol=tol, max_steps=5000)
         assert end.converged
         np.testing.assert_allclose(end.x, exact, atol=10 * tol)
+
+
+def test_inner_iterations_that_do_not_contract_end_the_run():
+    def run(lipschitz, turn):
+        game = eqx.tree_at(lambda g: g.params[1], swirl(), turn)
+        return solve(game, InexactHalpern(lipschitz, KEY), jnp.ones(2), tol=1e-3)
+
+    # Expanding in every direction, far from monotone.
+    assert run(1.05, -3.0 * jnp.eye(2)).status in (Status.STALLED, Status.DIVERGED)
 
 
 def test_the_derivative_is_that_of_the_solution():

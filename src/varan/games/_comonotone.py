@@ -67,8 +67,8 @@ def comonotone_steps(
         (0.8, 1.0)
 
     Source:
-        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), theorems 3.1, 4.1
-        to 4.5.
+        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), the
+        theorems on the three methods.
     """
     check_positive("comonotone_steps", "lipschitz", lipschitz)
     check_nonnegative("comonotone_steps", "rho", rho)
@@ -135,8 +135,8 @@ def comonotone_bound(
         0.5
 
     Source:
-        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), theorems 3.1, 4.3
-        and 4.5.
+        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), the
+        theorems on the last iterate.
     """
     check_choice("comonotone_bound", "method", method, _METHODS)
     distance = jnp.asarray(distance, jnp.result_type(float))
@@ -201,8 +201,8 @@ def comonotone_potential(
         7.0
 
     Source:
-        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), theorems 4.3 and
-        4.5.
+        Gorbunov, Taylor, Horvath and Gidel, 2023 (arXiv 2210.13831), the
+        proofs for the last iterate.
     """
     check_choice("comonotone_potential", "method", method, _METHODS[1:])
     square = tree_square(displacement)

@@ -159,7 +159,8 @@ def quartic_saddle(
         (True, 0.0)
 
     Source:
-        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465), section 6.
+        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465),
+        the experiments.
 
     Differences:
         The paper does not give the spectra; these are ours.

@@ -73,8 +73,8 @@ class Extragradient(Solver):
 
     Source:
         Korpelevich, 1976; two step sizes: Gorbunov, Taylor, Horvath and Gidel, 2023
-        (arXiv 2210.13831), section 4; two timescales: Chae, Kim and Kim, 2024 (arXiv
-        2305.16242), section 4.
+        (arXiv 2210.13831); two timescales: Chae, Kim and Kim, 2024 (arXiv
+        2305.16242).
 
     Differences:
         With a set or a resolvent, both halves take the resolvent's step.

@@ -215,7 +215,7 @@ def stability_radius(
         [True, False]
 
     Source:
-        Chae, Kim and Kim, 2024 (arXiv 2305.16242), section 5.
+        Chae, Kim and Kim, 2024 (arXiv 2305.16242).
     """
     check_positive("stability_radius", "stepsize", stepsize)
     check_timescale("stability_radius", timescale)

@@ -36,7 +36,8 @@ class InverseTime(eqx.Module):
         1.0
 
     Source:
-        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465), theorem 4.
+        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465),
+        the last iterate with noise.
     """
 
     scale: float | Float[Array, ""]

@@ -60,7 +60,7 @@ def scale_by_past_extragradient(stepsize: Stepsize) -> optax.GradientTransformat
         True
 
     Source:
-        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465), section 3.
+        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465).
 
     Differences:
         The first gradient counts as its own past, as in `PastExtragradient`.

@@ -59,7 +59,7 @@ class ProximalPoint(Solver):
 
     Source:
         Martinet, 1970; Rockafellar, 1976; beyond monotonicity: Gorbunov, Taylor,
-        Horvath and Gidel, 2023 (arXiv 2210.13831), theorem 3.1.
+        Horvath and Gidel, 2023 (arXiv 2210.13831), the theorem on proximal point.
     """
 
     stepsize: float | Float[Array, ""]

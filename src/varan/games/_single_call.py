@@ -117,7 +117,7 @@ class PastExtragradient(_SingleCall):
 
     Source:
         Popov, 1980; Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv
-        1908.08465), section 3.
+        1908.08465).
 
     Differences:
         Begins with `V = F(start)` and both points at the start.
@@ -155,7 +155,7 @@ class ReflectedGradient(_SingleCall):
 
     Source:
         Malitsky, 2015; Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv
-        1908.08465), section 3.
+        1908.08465).
 
     Differences:
         Reports the reflected point, which may lie outside of the set by as much as the
@@ -198,8 +198,8 @@ class OptimisticGradient(_SingleCall):
 
     Source:
         Daskalakis, Ilyas, Syrgkanis and Zeng, 2018 (arXiv 1711.00141); with constraints
-        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465), section 3
-        (Tseng's correction of the past step).
+        Hsieh, Iutzeler, Malick and Mertikopoulos, 2019 (arXiv 1908.08465;
+        Tseng's correction of the past step).
     """
 
     def _ahead(self, game, memory, size):

@@ -36,10 +36,15 @@ from ..core._checks import check_choice, check_positive
 from ..core._solution import Solution
 from ..core._solve import solve
 from ..core._solver import Solver, State
+from ..core._status import Status
 from ..core._trees import tree_norm, tree_square
 from ._game import Game
 from ._halpern import anchored
 from ._moves import forward
+
+# Inner iterations contract by about 1 - 1 / (2 n) each, for three calls: ten times what
+# double precision could ask for.
+_MOST_CALLS = 2000
 
 
 class _Memory(eqx.Module):
@@ -162,6 +167,8 @@ class InexactHalpern(Solver):
     Raises:
         TypeError: If the problem is not a game with components.
         ValueError: If `lipschitz` is not positive, or there is one component only.
+            Where inner iterations do not contract (`F` is not monotone, or `lipschitz`
+            too small) the run ends `STALLED`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -203,7 +210,7 @@ class InexactHalpern(Solver):
         L = jnp.asarray(self.lipschitz, dtype)
         eta = math.sqrt(game.count) / L
         count = memory.count.astype(dtype)
-        inner = _resolvent(game, memory, state.x, L, eta, 1 / (count + 1) ** 2)
+        inner, proved = _resolvent(game, memory, state.x, L, eta, 1 / (count + 1) ** 2)
         moved = tree_norm(jtu.tree_map(jnp.subtract, inner.w, memory.point))
         scale = jnp.where(memory.count == 0, moved / 4, memory.scale)
         u = anchored(memory.anchor, inner.w, 1 / (count + 2))
@@ -212,10 +219,11 @@ class InexactHalpern(Solver):
         )
         condition = game.condition_with(inner.w, inner.force)
         calls: Any = inner.calls
-        return State(inner.w, condition, memory, evaluations=calls)
+        status: Any = jnp.where(proved, Status.RUNNING, Status.STALLED)
+        return State(inner.w, condition, memory, evaluations=calls, status=status)
 
 
-def _resolvent(game, memory, known, L, eta, share) -> _Inner:
+def _resolvent(game, memory, known, L, eta, share):
     """Approximates `(I + eta (F + G))^-1` at `memory.point`, from where `F` is known.
 
     The system `F(y) + (y - u) / eta + G(y)` is strongly monotone: modulus `1 / eta`.
@@ -234,13 +242,17 @@ def _resolvent(game, memory, known, L, eta, share) -> _Inner:
         moved = game.backward(forward(w, t, total), t)
         return 2 * eta * outer * tree_norm(jtu.tree_map(jnp.subtract, w, moved))
 
-    def proceed(inner):
+    def excess(inner):
+        """How far the proved error is above what this step asks for."""
         moved = tree_norm(jtu.tree_map(jnp.subtract, inner.w, u))
         limit = jnp.where(first, moved / 4, memory.scale * share)
-        # Rounding bounds what can be proved; NaN ends the loop too.
+        # Rounding bounds what can be proved.
         eps = float(jnp.finfo(limit.dtype).eps)
         floor = 100 * eps * (1 + tree_norm(inner.w))
-        return inner.error > jnp.maximum(limit, floor)
+        return inner.error - jnp.maximum(limit, floor)
+
+    def proceed(inner):
+        return (excess(inner) > 0) & (inner.calls < _MOST_CALLS * n)
 
     def advance(inner):
         key, draw, coin = jax.random.split(inner.key, 3)
@@ -273,7 +285,8 @@ def _resolvent(game, memory, known, L, eta, share) -> _Inner:
     zero = jnp.zeros((), jnp.int32)
     error = error_at(known, memory.force)
     start = _Inner(known, known, known, memory.force, error, memory.key, zero)
-    return jax.lax.while_loop(proceed, advance, start)
+    inner = jax.lax.while_loop(proceed, advance, start)
+    return inner, excess(inner) <= 0
 
 
 class VarianceReducedExtragradient(Solver):
