@@ -139,7 +139,8 @@ def _quadratic(scale, seed, numbers, curves):
     numbers["hoag_tuned_calls"] = min(tuned)
     # Zero when no baseline got there, infinite when MAID did not.
     for name, rival in (("hoag", min(rivals)), ("tuned_hoag", min(tuned))):
-        ratio = numbers["maid_calls"] / rival if np.isfinite(ours).all() else np.inf
+        reached = np.isfinite(numbers["maid_calls"])
+        ratio = numbers["maid_calls"] / rival if reached else np.inf
         numbers[f"calls_over_{name}"] = ratio
 
 
