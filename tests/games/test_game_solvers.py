@@ -44,6 +44,12 @@ CASES = [
         tags={"shift", "permutation", "reflection"},
         name="extragradient",
     ),
+    Case(
+        lambda: PastExtragradient(0.15),
+        [pulled_game(0), pulled_game(1)],
+        jnp.zeros(3),
+        name="past extragradient",
+    ),
 ]
 test_contract = contract(CASES)
 

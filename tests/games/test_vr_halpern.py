@@ -18,12 +18,38 @@ from varan.games import (
     rotation_game,
     vr_halpern,
 )
+from varan.testing import Case, contract
 
 N = 36
 RNG = np.random.default_rng(0)
 SHIFTS = jnp.asarray(RNG.standard_normal((N, 3)))
 CURVES = jnp.array([1.0, 0.6, 0.3])
 KEY = jax.random.key(5)
+
+
+def pulled(i, u, scales, b):
+    return scales[i] * (u + u[::-1] / 2 - b)
+
+
+def pulled_game(seed):
+    rng = np.random.default_rng(seed)
+    scales, b = rng.uniform(0.8, 1.2, N), rng.standard_normal(3)
+    return Game(None, jnp.asarray(scales), jnp.asarray(b), components=pulled, count=N)
+
+
+CASES = [
+    Case(
+        lambda key: VarianceReducedExtragradient(2.0, key),
+        [pulled_game(0), pulled_game(1)],
+        jnp.zeros(3),
+        tags={"stochastic"},
+        xfail={"pytrees": "a problem seen through a view has no components"},
+        tol=1e-8,
+        max_steps=3000,
+        name="extragradient with snapshots",
+    )
+]
+test_contract = contract(CASES)
 
 
 def mean_force(u, b):
@@ -131,17 +157,13 @@ def test_inner_errors_are_never_above_what_was_proved(box):
         np.testing.assert_allclose(state.condition, game.condition(state.x), atol=1e-12)
 
 
-def test_all_three_solve_a_box_constrained_sum():
+def test_the_lipschitz_version_solves_a_box_constrained_sum():
     game = swirl(EuclideanBox(jnp.array([0.2, -1.0]), jnp.ones(2)))
     start = jnp.ones(2)
     exact = solve(game, Extragradient(0.5), start, tol=1e-10).x
-    for solver, tol in (
-        (InexactHalpern(1.05, KEY), 1e-3),
-        (VarianceReducedExtragradient(1.05, KEY), 1e-6),
-    ):
-        end = solve(game, solver, start, tol=tol, max_steps=5000)
-        assert end.converged
-        np.testing.assert_allclose(end.x, exact, atol=10 * tol)
+    end = vr_halpern(game, start, KEY, lipschitz=1.05, tol=1e-3, variant="lipschitz")
+    assert end.converged and end.certificate.proof
+    np.testing.assert_allclose(end.x, exact, atol=1e-2)
 
 
 def test_inner_iterations_that_do_not_contract_end_the_run():
@@ -153,24 +175,9 @@ def test_inner_iterations_that_do_not_contract_end_the_run():
     assert run(1.05, -3.0 * jnp.eye(2)).status in (Status.STALLED, Status.DIVERGED)
 
 
-def test_the_derivative_is_that_of_the_solution():
-    def answer(shifts):
-        return solve(
-            bowl(shifts), VarianceReducedHalpern(1.0, KEY), jnp.zeros(3), tol=0.05
-        ).x
-
-    gradient = jax.grad(lambda b: answer(b).sum())(SHIFTS)
-    expected = jnp.broadcast_to(1 / (N * CURVES)[None, :], SHIFTS.shape)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
-
-
-def test_the_short_form_runs_both_versions():
+def test_the_short_form_accepts_what_is_cocoercive():
     end = vr_halpern(bowl(SHIFTS), jnp.zeros(3), KEY, lipschitz=1.0, tol=0.05)
     assert end.converged and end.certificate.proof
-    end = vr_halpern(
-        swirl(), jnp.ones(2), KEY, lipschitz=1.05, tol=0.1, variant="lipschitz"
-    )
-    assert end.converged
 
 
 def test_a_rotation_is_not_cocoercive_and_the_ratio_is_said():
