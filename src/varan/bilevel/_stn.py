@@ -224,8 +224,15 @@ def self_tuning(
         has not improved for 60 epochs and then stops; here `optimiser` may carry any
         schedule, the run has a fixed length, and the best epoch's model is returned.
     """
-    names = list(hyperparameters)
-    _check(model, names, epochs, batch_size, warmup, train_steps, valid_steps)
+    _check_model("self_tuning", model, list(hyperparameters))
+    _check_counts(
+        "self_tuning",
+        epochs=epochs,
+        batch_size=batch_size,
+        train_steps=train_steps,
+        valid_steps=valid_steps,
+    )
+    check_nonnegative("self_tuning", "warmup", warmup)
     check_nonnegative("self_tuning", "entropy_weight", entropy_weight)
     sizes = [
         _samples("self_tuning", n, d) for n, d in (("train", train), ("valid", valid))
@@ -308,7 +315,8 @@ class _Tuner(eqx.Module):
 
     def regularised(self, params, hyper, batch, key):
         for_h, for_loss = jax.random.split(key)
-        rows = self.tuned.perturbed(for_h, *hyper, self.batch_size)
+        h, raw = hyper
+        rows = self.tuned.perturbed(for_h, h, raw, self.batch_size)
         model = eqx.combine(params, self.static)
         return self.train_loss(model, batch, rows, self.tuned.values(rows), for_loss)
 
@@ -483,8 +491,10 @@ def best_response_error(
         >>> certificate.proof, bool(certificate.details["loss after"] < 1e-3)
         (False, True)
     """
-    _check(model, list(hyperparameters), steps, samples, 0, 1, 1)
-    check_positive("best_response_error", "stepsize", stepsize)
+    owner = "best_response_error"
+    _check_model(owner, model, list(hyperparameters))
+    _check_counts(owner, steps=steps, samples=samples)
+    check_positive(owner, "stepsize", stepsize)
     moved, before, after = _fine_tune(
         key,
         model,
@@ -562,23 +572,23 @@ def _samples(owner, name, data):
     return lengths[0]
 
 
-def _check(model, names, epochs, batch_size, warmup, train_steps, valid_steps):
+def _check_model(owner, model, names):
     if not names:
         raise ValueError(
-            "self_tuning: `hyperparameters` must hold one at least (got none). Train a "
+            f"{owner}: `hyperparameters` must hold one at least (got none). Train a "
             "plain network where there is nothing to tune."
         )
     layers = responding_layers(model)
     sizes = sorted({layer.gates.shape[-1] for layer in layers})
     if sizes != [len(names)]:
         raise ValueError(
-            "self_tuning: `model` must have layers that respond to "
-            f"{len(names)} hyperparameters (got {len(layers)} layers for "
-            f"{sizes or 'none'}). Build it with HyperLinear or HyperConv."
+            f"{owner}: `model` must have layers that respond to {len(names)} "
+            f"hyperparameters (got {len(layers)} layers for {sizes or 'none'}). Build "
+            "it with HyperLinear or HyperConv."
         )
-    if min(epochs, batch_size, train_steps, valid_steps) < 1 or warmup < 0:
-        raise ValueError(
-            "self_tuning: `epochs`, `batch_size`, `train_steps` and `valid_steps` must "
-            f"be at least 1, `warmup` at least 0 (got {epochs}, {batch_size}, "
-            f"{train_steps}, {valid_steps}, {warmup})."
-        )
+
+
+def _check_counts(owner, **counts):
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{owner}: `{name}` must be at least 1 (got {value}).")

@@ -72,7 +72,7 @@ class HyperLinear(eqx.Module):
         self, x: Float[Array, " inputs"], h: Float[Array, " hyperparameters"]
     ) -> Float[Array, " outputs"]:
         """The output at unconstrained hyperparameters `h`."""
-        weight, bias = _gate(self.gates, h)
+        weight, bias = _gate(self, h)
         assert self.gated.bias is not None
         return (
             self.scale * self.base(x)
@@ -82,7 +82,7 @@ class HyperLinear(eqx.Module):
 
     def response(self, h: Float[Array, " hyperparameters"]) -> eqx.nn.Linear:
         """The plain layer that this one is at `h`."""
-        weight, bias = _gate(self.gates, h)
+        weight, bias = _gate(self, h)
         return _combine(self, weight[:, None], bias)
 
 
@@ -145,7 +145,7 @@ class HyperConv(eqx.Module):
         """The output at unconstrained hyperparameters `h`."""
         # One convolution with the weights at `h` would be cheaper for one `h`, but
         # every sample of a batch has its own.
-        weight, bias = _gate(self.gates, h)
+        weight, bias = _gate(self, h)
         constant = self.gated.bias
         assert constant is not None
         spatial = (-1,) + (1,) * (x.ndim - 1)
@@ -156,7 +156,7 @@ class HyperConv(eqx.Module):
 
     def response(self, h: Float[Array, " hyperparameters"]) -> eqx.nn.Conv:
         """The plain layer that this one is at `h`."""
-        weight, bias = _gate(self.gates, h)
+        weight, bias = _gate(self, h)
         spatial = (-1,) + (1,) * (self.base.weight.ndim - 1)
         return _combine(self, weight.reshape(spatial), bias.reshape(spatial[:-1]))
 
@@ -227,9 +227,9 @@ def _draw_gates(owner, key, outputs, hyperparameters):
     return _GATE * jax.random.normal(key, (2, outputs, hyperparameters))
 
 
-def _gate(gates, h):
-    check_shape("hyper layer", "h", h, gates.shape[-1:])
-    weight, bias = gates @ h
+def _gate(layer, h):
+    check_shape(type(layer).__name__, "h", h, layer.gates.shape[-1:])
+    weight, bias = layer.gates @ h
     return weight, bias
 
 
