@@ -18,6 +18,7 @@ from ._race import race
 from ._report import report
 from ._results import results
 from ._run import run
+from ._transport import transport
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "app", "main"]
 
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_rows)
-for _verb in (show, run, results, race, report, doctor):
+for _verb in (show, run, results, race, report, doctor, transport):
     app.command()(_verb)
 
 
