@@ -1,14 +1,17 @@
 """Sparse transport to one marginal error: ours and POT on the same semi-dual.
 
 Both run L-BFGS on the same function: ours compiled, POT's SciPy's with NumPy gradients.
-POT reports no status; it is given the tolerance on the projected gradient (its largest
-entry) that implies the L1 error, and enough iterations. The other contestants are ours
-with other solvers. Only limits whose optimum is no tie are raced: elsewhere no plan of
+POT stops on the relative change of the value: at a threshold of 1e-8 it is still 1e-3 off,
+so it gets one below rounding, 1e-17, which reaches the error, and enough iterations. The
+other contestants are ours with other
+solvers. Only limits whose optimum is no tie are raced: elsewhere no plan of
 the dual meets the marginals.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +25,7 @@ from varan.claims import Contestant, Heat
 from varan.transport import sparse_ot
 
 MAX_STEPS = 5000
+POT_THRESHOLD = 1e-17
 
 
 def heats(settings: Mapping[str, Any]) -> Iterator[Heat]:
@@ -76,7 +80,7 @@ def _contestants(instance: _Instance) -> list[Contestant]:
     def pot():
         import ot
 
-        return partial(
+        solve = partial(
             ot.smooth.smooth_ot_semi_dual,
             instance.mass,
             instance.mass,
@@ -84,9 +88,16 @@ def _contestants(instance: _Instance) -> list[Contestant]:
             instance.gamma,
             reg_type="sparsity_constrained",
             max_nz=instance.k,
-            stopThr=instance.tol / instance.n,
+            stopThr=POT_THRESHOLD,
             numItermax=MAX_STEPS,
         )
+
+        def call():
+            # It prints a shape in every evaluation.
+            with contextlib.redirect_stdout(io.StringIO()):
+                return solve()
+
+        return call
 
     return [
         Contestant("ours, L-BFGS", instance.ours),
