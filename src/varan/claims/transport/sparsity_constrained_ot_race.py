@@ -1,11 +1,10 @@
 """Sparse transport to one marginal error: ours and POT on the same semi-dual.
 
 Both run L-BFGS on the same function: ours compiled, POT's SciPy's with NumPy gradients.
-POT stops on the relative change of the value: at a threshold of 1e-8 it is still 1e-3 off,
-so it gets one below rounding, 1e-17, which reaches the error, and enough iterations. The
-other contestants are ours with other
-solvers. Only limits whose optimum is no tie are raced: elsewhere no plan of
-the dual meets the marginals.
+POT stops on the relative change of the value: at a threshold of 1e-8 it is still 1e-3
+off, so it gets 1e-17, below rounding, which reaches the error, and enough iterations.
+The other contestants are ours with other solvers. Only limits whose optimum is no tie
+are raced: elsewhere no plan of the dual meets the marginals.
 """
 
 from __future__ import annotations
