@@ -71,7 +71,8 @@ def permitted(game, stepsize: Stepsize, start) -> Int[Array, ""]:
     """`DIVERGED` where a constant stepsize exceeds the promised `1 / L`."""
     if game.lipschitz is None or callable(stepsize):
         return jnp.asarray(Status.RUNNING, jnp.int32)
-    long = stepsize_at(stepsize, None, start) * game.lipschitz > 1
+    size = stepsize_at(stepsize, None, start)
+    long = size * jnp.asarray(game.lipschitz, size.dtype) > 1
     return jnp.where(long, Status.DIVERGED, Status.RUNNING).astype(jnp.int32)
 
 
