@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._adversarial import adversarial_ot_lower_bound as adversarial_ot_lower_bound
     from ._comonotone import comonotone_bound as comonotone_bound
     from ._comonotone import comonotone_potential as comonotone_potential
     from ._comonotone import comonotone_steps as comonotone_steps
@@ -114,6 +115,7 @@ __getattr__, __dir__, __all__ = _attach(
         "SmallGainCertificate": "_small_gain",
         "VarianceReducedExtragradient": "_vr_halpern",
         "VarianceReducedHalpern": "_vr_halpern",
+        "adversarial_ot_lower_bound": "_adversarial",
         "bilinear_game": "_examples",
         "classify_minimax": "_minimax",
         "comonotone_bound": "_comonotone",

@@ -67,6 +67,19 @@ class SmallGainCertificate(eqx.Module):
         unweighted_margin: `alpha` with equal weights.
         certificate: The factor of the best Euler step, infinite where nothing is
             certified, and whether that is a proof or an estimate.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.games import quadratic_game, small_gain_certificate
+        >>> one, zero = jnp.ones((1, 1)), jnp.zeros(1)
+        >>> game = quadratic_game([[one, 2 * one], [-one / 8, one]], [zero, zero])
+        >>> found = small_gain_certificate(game, ((-one[0],) * 2, (one[0],) * 2))
+        >>> point = (jnp.full(1, 0.1), jnp.zeros(1))
+        >>> true, bound = found.norm(point), found.distance(point)
+        >>> bool(bound.met), bool(true <= bound.value)
+        (True, True)
+        >>> round(found.factor(0.2), 3)
+        0.943
     """
 
     weights: Float[Array, " n"]
