@@ -19,6 +19,7 @@ from varan.games import (
     small_gain_margin,
     small_gain_weights,
 )
+from varan.testing import Case, contract
 
 ONE = jnp.ones((1, 1))
 ZERO = (jnp.zeros(1), jnp.zeros(1))
@@ -27,6 +28,17 @@ LINE = (jnp.full(1, -jnp.inf),) * 2, (jnp.full(1, jnp.inf),) * 2
 
 def two_players(b12, b21):
     return quadratic_game([[ONE, b12 * ONE], [b21 * ONE, ONE]], [jnp.ones(1)] * 2)
+
+
+CASES = [
+    Case(
+        lambda: RungeKutta(0.5),
+        [two_players(1.0, 0.1), two_players(0.5, 0.2)],
+        ZERO,
+        name="runge-kutta",
+    )
+]
+test_contract = contract(CASES)
 
 
 def random_bounds(rng, n):
