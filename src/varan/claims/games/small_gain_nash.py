@@ -248,7 +248,7 @@ def _nonlinear(scale, rng, numbers, curves, notes):
             h = PART_OF_LONGEST * getattr(found, f"{method}_stepsize")
             path = _run(solver(h), game, _start(rng, players), scale["steps"])
             resting = solve(
-                game, solver(h), box[0], tol=1e-12, max_steps=scale["rest_steps"]
+                game, solver(h), box[0], tol=1e-11, max_steps=scale["rest_steps"]
             )
             rest, arrived = resting.x, bool(resting.converged)
             factor = found.factor(float(h), method)
