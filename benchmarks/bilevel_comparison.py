@@ -45,7 +45,14 @@ from varan.data import breast_cancer, digit_images, flip_labels, split, standard
 
 jax.config.update("jax_enable_x64", True)
 SEEDS = 3
-LENGTHS = (0.1, 0.3, 1.0, 3.0)  # of normalised steps
+# BO-REP's steps have a length, LV-HBA's move x and y alike: grids of their own.
+OWN = {
+    "cleaning": {"BORep": (0.1, 0.3, 1.0, 3.0)},
+    "penalties": {
+        "BORep": (0.003, 0.01, 0.03, 0.1),
+        "LVHBA": (0.003, 0.01, 0.03, 0.1),
+    },
+}
 SIGMAS = (0.01, 0.1)
 
 
@@ -166,7 +173,6 @@ def look(problem, iterate):
 
 def run(name, make, seconds, cost, problem, start, sizes, calls, measure):
     """The best of the settings: upper loss at the lower answer, and test accuracy."""
-    sizes = LENGTHS if name == "BORep" else sizes
     tried = []
     for a in sizes:
         for b in seconds:
@@ -222,17 +228,9 @@ def main():
             table.setdefault("(untuned)", []).append(untuned)
             key, exact = jax.random.key(seed), constants is not None
             for name, make, seconds, cost in solvers(key, constants, exact):
-                found = run(
-                    name,
-                    make,
-                    seconds,
-                    cost,
-                    problem,
-                    start,
-                    sizes,
-                    chosen.calls,
-                    measure,
-                )
+                mine = OWN[title].get(name, sizes)
+                setting = (name, make, seconds, cost, problem, start, mine)
+                found = run(*setting, chosen.calls, measure)
                 table.setdefault(name, []).append(found)
         show(title, table)
     if chosen.plot:
