@@ -17,6 +17,11 @@ from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
     from ._adversarial import adversarial_ot_lower_bound as adversarial_ot_lower_bound
+    from ._adversarial_line import AdversarialFlow as AdversarialFlow
+    from ._adversarial_line import LineClassifier as LineClassifier
+    from ._adversarial_line import adversarial_flow_1d as adversarial_flow_1d
+    from ._adversarial_line import adversarial_risk_1d as adversarial_risk_1d
+    from ._adversarial_line import bayes_classifier_1d as bayes_classifier_1d
     from ._comonotone import comonotone_bound as comonotone_bound
     from ._comonotone import comonotone_potential as comonotone_potential
     from ._comonotone import comonotone_steps as comonotone_steps
@@ -87,6 +92,7 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "AdaGradNorm": "_online_baselines",
+        "AdversarialFlow": "_adversarial_line",
         "DynamicOptimisticOMD": "_dynamic_omd",
         "DynamicOptimisticOMDState": "_dynamic_omd",
         "EntropySimplex": "_geometry",
@@ -100,6 +106,7 @@ __getattr__, __dir__, __all__ = _attach(
         "Halpern": "_halpern",
         "InexactHalpern": "_vr_halpern",
         "InverseTime": "_moves",
+        "LineClassifier": "_adversarial_line",
         "MinimaxPoint": "_minimax",
         "OnlineGradientDescent": "_online_baselines",
         "OnlineLearner": "_online",
@@ -115,7 +122,10 @@ __getattr__, __dir__, __all__ = _attach(
         "SmallGainCertificate": "_small_gain",
         "VarianceReducedExtragradient": "_vr_halpern",
         "VarianceReducedHalpern": "_vr_halpern",
+        "adversarial_flow_1d": "_adversarial_line",
         "adversarial_ot_lower_bound": "_adversarial",
+        "adversarial_risk_1d": "_adversarial_line",
+        "bayes_classifier_1d": "_adversarial_line",
         "bilinear_game": "_examples",
         "classify_minimax": "_minimax",
         "comonotone_bound": "_comonotone",
