@@ -12,6 +12,7 @@ given, one at a time, and says what happens as messages in the runner's inbox:
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -83,5 +84,7 @@ def job_of(row: Row, scale: str) -> dict[str, Any]:
         "precision": row.precision,
         "one_thread": scale != "paper",
         "quick_compile": scale == "smoke",
+        # They decide the last digits: on a cluster the caller's, not the node's own.
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "settings": dict(row.scales[scale].settings),
     }

@@ -141,7 +141,6 @@ def _variables(job: Mapping[str, Any]) -> dict[str, str]:
     if job["one_thread"]:
         for name, value in _ONE_THREAD.items():
             variables.setdefault(name, value)
-    if job["quick_compile"]:
-        flags = variables.get("XLA_FLAGS", "")
-        variables["XLA_FLAGS"] = f"{flags} {_QUICK_COMPILE}".strip()
+    quick = _QUICK_COMPILE if job["quick_compile"] else ""
+    variables["XLA_FLAGS"] = f"{job['xla_flags']} {quick}".strip()
     return variables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,6 +84,7 @@ def run(
         "precision": row.precision,
         "one_thread": one_thread,
         "quick_compile": False,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "settings": dict(settings),
         "heat": heat,
     }
