@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._adversarial import adversarial_duality_gap as adversarial_duality_gap
     from ._adversarial import adversarial_ot_lower_bound as adversarial_ot_lower_bound
     from ._adversarial_line import AdversarialFlow as AdversarialFlow
     from ._adversarial_line import LineClassifier as LineClassifier
     from ._adversarial_line import adversarial_flow_1d as adversarial_flow_1d
     from ._adversarial_line import adversarial_risk_1d as adversarial_risk_1d
     from ._adversarial_line import bayes_classifier_1d as bayes_classifier_1d
+    from ._adversarial_plane import PlaneClassifier as PlaneClassifier
+    from ._adversarial_plane import PlaneFlow as PlaneFlow
+    from ._adversarial_plane import levelset_flow as levelset_flow
     from ._comonotone import comonotone_bound as comonotone_bound
     from ._comonotone import comonotone_potential as comonotone_potential
     from ._comonotone import comonotone_steps as comonotone_steps
@@ -116,12 +120,15 @@ __getattr__, __dir__, __all__ = _attach(
         "OptimisticOMD": "_optimistic_omd",
         "OptimisticOMDState": "_optimistic_omd",
         "PastExtragradient": "_single_call",
+        "PlaneClassifier": "_adversarial_plane",
+        "PlaneFlow": "_adversarial_plane",
         "ProximalPoint": "_proximal_point",
         "ReflectedGradient": "_single_call",
         "RungeKutta": "_small_gain_flow",
         "SmallGainCertificate": "_small_gain",
         "VarianceReducedExtragradient": "_vr_halpern",
         "VarianceReducedHalpern": "_vr_halpern",
+        "adversarial_duality_gap": "_adversarial",
         "adversarial_flow_1d": "_adversarial_line",
         "adversarial_ot_lower_bound": "_adversarial",
         "adversarial_risk_1d": "_adversarial_line",
@@ -138,6 +145,7 @@ __getattr__, __dir__, __all__ = _attach(
         "estimate_lipschitz": "_constants",
         "estimate_monotonicity": "_constants",
         "exp_concave_regret_bound": "_regret_bounds",
+        "levelset_flow": "_adversarial_plane",
         "linear_regret": "_online",
         "matrix_game": "_examples",
         "play": "_online",

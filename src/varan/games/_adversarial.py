@@ -90,6 +90,67 @@ def adversarial_ot_lower_bound(
     )
 
 
+def adversarial_duality_gap(
+    X: Float[Array, "n d"] | Float[np.ndarray, "n d"],
+    y: Int[Array, " n"] | Bool[Array, " n"] | Int[np.ndarray, " n"],
+    distances: Float[Array, " n"] | Float[np.ndarray, " n"],
+    epsilon: float,
+) -> Certificate:
+    """How far a classifier is from the best against moves of up to `epsilon`.
+
+    Its risk on the sample minus `adversarial_ot_lower_bound`, at the cost of that.
+
+    Args:
+        X: Points, shape (n, d).
+        y: Labels 0 and 1, shape (n,).
+        distances: How far each point must be moved until the classifier errs on it,
+            zero where it errs already, infinite where it never does, shape (n,):
+            `classifier.distances(X, y)` of a `LineClassifier` or `PlaneClassifier`, or
+            lower bounds from a robustness certificate.
+        epsilon: How far the adversary moves a point, non-negative.
+
+    Returns:
+        A certificate with `risk` and `bound` in its details: a proof for the sample,
+        given the distances. For the distribution behind it, it is an estimate, too
+        large on average: the bound fits the sample, the classifier need not.
+
+    Raises:
+        ValueError: If a shape, a label, a distance or `epsilon` is not as required.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.games import LineClassifier, adversarial_duality_gap
+        >>> x, y = jnp.array([0.0, 1.0, 1.5, 9.0]), jnp.array([0, 1, 1, 1])
+        >>> for boundary in (0.5, 1.2):
+        ...     distances = LineClassifier(jnp.array([boundary])).distances(x, y)
+        ...     print(adversarial_duality_gap(x[:, None], y, distances, 0.4).value)
+        0.0
+        0.5
+
+    Source:
+        Garcia Trillos and Murray, 2022 (arXiv 2011.10797), the optimal transport
+        formulation.
+    """
+    owner = "adversarial_duality_gap"
+    lower = adversarial_ot_lower_bound(X, y, epsilon)
+    check_shape(owner, "distances", distances, (len(X),))
+    moved = np.asarray(distances)
+    if not np.all(moved >= 0):
+        raise ValueError(
+            f"{owner}: `distances` must not be negative (got minimum "
+            f"{np.min(moved)}). Use zero where the classifier errs without a move."
+        )
+    risk = jnp.asarray(np.mean(moved <= epsilon), lower.value.dtype)
+    return Certificate(
+        "duality gap",
+        risk - lower.value,
+        proof=True,
+        statement="on this sample no classifier's adversarial risk is lower by more "
+        "than value",
+        details={"risk": risk, "bound": lower.value},
+    )
+
+
 def _largest_matching(first, second, reach):
     """How many disjoint pairs of the two sets lie within reach, ends included."""
     from scipy.sparse import csr_array

@@ -26,10 +26,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..core._certificate import Certificate
 from ..core._checks import check_finite, check_nonnegative, check_positive, is_traced
+from ._adversarial_densities import check_share, warn_unless_normalised
 
 Density = Callable[[Float[Array, ""]], Float[Array, ""]]
 
@@ -40,10 +41,31 @@ class LineClassifier(eqx.Module):
     Args:
         boundaries: Increasing, shape (k,).
         left: The label 0 or 1 to the left of all of them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.games import LineClassifier
+        >>> interval = LineClassifier(jnp.array([-1.0, 1.0]))
+        >>> points, labels = jnp.array([-0.5, 3.0]), jnp.array([1, 1])
+        >>> [int(v) for v in interval.label(points)]
+        [1, 0]
+        >>> [float(v) for v in interval.distances(points, labels)]
+        [0.5, 0.0]
     """
 
     boundaries: Float[Array, " k"]
     left: int = eqx.field(static=True, default=0)
+
+    def label(self, x: Float[Array, " n"]) -> Int[Array, " n"]:
+        """The label of each point."""
+        return (jnp.searchsorted(self.boundaries, x) + self.left) % 2
+
+    def distances(
+        self, x: Float[Array, " n"], y: Int[Array, " n"] | Bool[Array, " n"]
+    ) -> Float[Array, " n"]:
+        """How far each point must be moved until it is misclassified; zero if it is."""
+        away = jnp.abs(x[:, None] - self.boundaries[None, :])
+        return jnp.where(self.label(x) == y, jnp.min(away, axis=1, initial=jnp.inf), 0)
 
 
 class AdversarialFlow(eqx.Module):
@@ -100,7 +122,7 @@ def bayes_classifier_1d(
     Source:
         Bayes' rule.
     """
-    _check_share("bayes_classifier_1d", share0)
+    check_share("bayes_classifier_1d", share0)
     low, high = interval
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise ValueError(
@@ -159,7 +181,7 @@ def adversarial_risk_1d(
     Source:
         Garcia Trillos and Murray, 2022 (arXiv 2011.10797), the adversarial risk.
     """
-    _check_share("adversarial_risk_1d", share0)
+    check_share("adversarial_risk_1d", share0)
     check_nonnegative("adversarial_risk_1d", "epsilon", epsilon)
     _check_boundaries("adversarial_risk_1d", classifier)
     ends, eps = _ends(classifier.boundaries), jnp.asarray(epsilon)
@@ -199,7 +221,8 @@ def adversarial_flow_1d(
         comparison of risks shows.
 
     Raises:
-        ValueError: If a number is out of range, or there is no boundary.
+        ValueError: If a number is out of range, or there is no boundary. A density that
+            does not integrate to one gets a warning.
 
     Example:
         >>> from jax.scipy.stats import norm
@@ -214,16 +237,23 @@ def adversarial_flow_1d(
         Garcia Trillos and Murray, 2022 (arXiv 2011.10797), the flow in one dimension.
     """
     owner = "adversarial_flow_1d"
-    _check_share(owner, share0)
+    check_share(owner, share0)
     check_positive(owner, "epsilon_max", epsilon_max)
     _check_boundaries(owner, classifier)
     if classifier.boundaries.size == 0:
         raise ValueError(f"{owner}: `classifier` must have a boundary (got none).")
     start = classifier.boundaries
+    for name, density in (("density0", density0), ("density1", density1)):
+        warn_unless_normalised(owner, name, density, start)
     sides = jnp.where(jnp.arange(start.size) % 2 == classifier.left, 1, -1)
     epsilons = jnp.linspace(0, epsilon_max, points, dtype=start.dtype)
     found, violation = _integrate(
-        density0, density1, share0, start, sides.astype(start.dtype), epsilons
+        density0,
+        density1,
+        jnp.asarray(share0, start.dtype),
+        start,
+        sides.astype(start.dtype),
+        epsilons,
     )
     valid = jnp.all(jnp.isfinite(found), axis=1)
     # A later point is not reached by way of an invalid one.
@@ -298,11 +328,6 @@ def _mass(cdf, ends, first, eps):
         return jnp.zeros((), ends.dtype)
     before = jnp.concatenate([ends[:1], high[:-1]])
     return jnp.sum(cdf(high) - cdf(jnp.maximum(low, before)))
-
-
-def _check_share(owner, share0):
-    if not 0 < share0 < 1:
-        raise ValueError(f"{owner}: `share0` must be between 0 and 1 (got {share0}).")
 
 
 def _check_boundaries(owner, classifier):
