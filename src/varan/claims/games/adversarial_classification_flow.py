@@ -152,7 +152,7 @@ def _line(scale, rng, numbers, curves, notes):
     )
 
     worst, later, lengths = 0.0, np.inf, []
-    for draw in range(scale["mixtures"]):
+    for _ in range(scale["mixtures"]):
         class0 = _normal(0.0, rng.uniform(1.8, 2.4))
         class1 = _normal(rng.uniform(-0.5, 0.5), rng.uniform(0.6, 0.9))
         share0 = rng.uniform(0.45, 0.55)
@@ -170,9 +170,12 @@ def _line(scale, rng, numbers, curves, notes):
         risks = [
             _flow_risk(class0, class1, share0, flow, place) for place in range(last + 1)
         ]
-        later = min(later, risks[-1] - constant)
-        lengths.append((int(np.sum(np.array(risks) <= constant)) - 1) * 0.05)
-        if draw == 0:
+        # Where class 1 is the heavier the boundaries move apart and never meet.
+        if flow.reached < flow.epsilons[-1]:
+            later = min(later, risks[-1] - constant)
+            better = int(np.sum(np.array(risks) <= constant))
+            lengths.append(float(flow.epsilons[better]))
+        if len(lengths) == 1 and not curves:
             shown = np.asarray(flow.epsilons[: last + 1])
             for values, label in (
                 (risks, "flow"),
@@ -189,10 +192,12 @@ def _line(scale, rng, numbers, curves, notes):
                     )
                 )
     numbers["mixture_search_gap"] = worst
-    numbers["excess_at_end"] = later
+    # Without an example nothing was shown.
+    numbers["excess_at_end"] = later if lengths else -np.inf
     notes.append(
-        f"the constant classifier beats the flow from distances of {min(lengths):.2f} "
-        f"to {max(lengths):.2f} on"
+        f"{len(lengths)} of {scale['mixtures']} flows end where boundaries meet; the "
+        "constant classifier beats them from distances of "
+        + ", ".join(f"{length:.2f}" for length in sorted(lengths))
     )
 
 
