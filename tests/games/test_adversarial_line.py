@@ -1,5 +1,6 @@
 """Adversarial classification on the line: risks by quadrature, flows by brute force."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,21 @@ from varan.games import (
 SHARE = 0.6
 
 
-def rho0(x):
-    return norm.pdf(x, -1.0, 1.0)
+class Normal(eqx.Module):
+    """Mean and width are data: flows share one compilation."""
+
+    mean: jax.Array
+    sd: jax.Array
+
+    def __call__(self, x):
+        return norm.pdf(x, self.mean, self.sd)
 
 
-def rho1(x):
-    return norm.pdf(x, 1.2, 0.7)
+def normal(mean, sd):
+    return Normal(np.asarray(mean), np.asarray(sd))
+
+
+rho0, rho1 = normal(-1.0, 1.0), normal(1.2, 0.7)
 
 
 def wide_cdf(x):
@@ -95,7 +105,7 @@ def test_a_mirrored_problem_moves_in_mirror():
         adversarial_flow_1d(*densities, SHARE, start, 0.4, points=5)
         for densities, start in (
             ((rho0, rho1), bayes),
-            ((lambda x: rho0(-x), lambda x: rho1(-x)), mirrored),
+            ((normal(1.0, 1.0), normal(-1.2, 0.7)), mirrored),
         )
     ]
     np.testing.assert_allclose(flows[0].boundaries, -flows[1].boundaries, atol=1e-9)

@@ -195,9 +195,8 @@ def _line(scale, rng, numbers, curves, notes):
     # Without an example nothing was shown.
     numbers["excess_at_end"] = later if lengths else -np.inf
     notes.append(
-        f"{len(lengths)} of {scale['mixtures']} flows end where boundaries meet; the "
-        "constant classifier beats them from distances of "
-        + ", ".join(f"{length:.2f}" for length in sorted(lengths))
+        f"{len(lengths)} of {scale['mixtures']} flows end where boundaries meet"
+        + "".join(f"; a constant beats it from {length:.2f} on" for length in lengths)
     )
 
 
