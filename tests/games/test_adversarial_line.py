@@ -133,6 +133,23 @@ def test_two_boundaries_are_minimal():
         np.testing.assert_allclose(least, found, atol=1e-4)
 
 
+def test_a_flow_may_end_as_a_local_minimum_only():
+    # With the heavier class 0 the interval of class 1 grows beyond what it is worth.
+    bayes = bayes_classifier_1d(wide, narrow, 0.55, (-6.0, 6.0))
+    flow = adversarial_flow_1d(wide, narrow, 0.55, bayes, 2.5, points=6)
+    assert flow.reached == 2.5
+
+    def risk_at(place, epsilon):
+        found = LineClassifier(flow.boundaries[place])
+        return adversarial_risk_1d(wide_cdf, narrow_cdf, 0.55, found, epsilon)
+
+    assert risk_at(0, 0.0) < 0.45 - 0.1
+    assert risk_at(-1, 2.5) > 0.45 + 0.01
+    shifted = LineClassifier(flow.boundaries[-1] + jnp.array([0.1, -0.1]))
+    nearby = adversarial_risk_1d(wide_cdf, narrow_cdf, 0.55, shifted, 2.5)
+    assert nearby > risk_at(-1, 2.5)
+
+
 def humps(x):
     return (norm.pdf(x, -1.2, 0.4) + norm.pdf(x, 1.2, 0.4)) / 2
 

@@ -7,8 +7,8 @@ minus the cost of a transport problem, halved, whatever the classes' shares. Par
 
 - line: the two Gaussians against the root of the first-order condition and a search,
   and random classes with class 1 between two halves of class 0 against a search over up
-  to four boundaries; past small distances the same flow is a local minimum that a
-  constant classifier beats;
+  to four boundaries; carried on over large distances the same flows are expected to be
+  local minima that a constant classifier beats;
 - transport: unbalanced discrete samples: the linear programme, the matching and
   enumeration of all classifiers;
 - plane: rotational Gaussians with the exact radius; their risk against the transport
@@ -187,8 +187,8 @@ def _line(scale, rng, numbers, curves, notes):
     numbers["mixture_search_gap"] = worst
     numbers["excess_at_end"] = min(excess)
     notes.append(
-        f"{sum(e > 0 for e in excess)} of {len(excess)} flows end as local minima that a "
-        f"constant classifier beats, by up to {max(excess):.3f}"
+        f"{sum(e > 0 for e in excess)} of {len(excess)} flows end as local minima that "
+        f"a constant classifier beats, by up to {max(excess):.3f}"
     )
 
 
