@@ -132,7 +132,7 @@ def main():
             curves[problem, name] = lanes[best]
     show(table)
     if arguments.plot:
-        draw(curves, arguments.plot)
+        draw(curves, arguments.calls, arguments.plot)
 
 
 def show(table):
@@ -149,19 +149,28 @@ def show(table):
         print(f"| {solver} | " + " | ".join(cells) + " |")
 
 
-def draw(curves, path):
+def draw(curves, calls, path):
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(problem for problem, _ in curves))
-    figure = Figure(figsize=(4.0 * len(names), 3.6), layout="constrained")
-    for axes, problem in zip(figure.subplots(1, len(names)), names, strict=True):
-        for solver in SOLVERS:
+    figure = Figure(
+        figsize=(9.0, 3.0 * -(-(len(names) + 1) // 3)), layout="constrained"
+    )
+    *places, corner = figure.subplots(-(-(len(names) + 1) // 3), 3).flat
+    for axes, problem in zip(places, names, strict=True):
+        for place, solver in enumerate(SOLVERS):
             trace = curves[problem, solver]
             last = np.isfinite(trace.residual).sum() - 1
             used = np.unique(np.linspace(0, last, 80).astype(int))
-            axes.plot(trace.evaluations[used], trace.residual[used], label=solver)
+            # Dashes tell curves apart that lie on one another.
+            style = "-" if place % 2 == 0 else "--"
+            axes.plot(
+                trace.evaluations[used], trace.residual[used], style, label=solver
+            )
         axes.set(title=problem, xlabel="oracle calls", ylabel="residual", yscale="log")
-    axes.legend(fontsize="x-small")
+        axes.set_xlim(0, calls)
+    corner.axis("off")
+    corner.legend(*places[0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.savefig(path)
 
 
