@@ -148,7 +148,7 @@ def perturbed(
     `update(g, state, params, grad_fn=f)` takes the gradient of the batch at `params`
     and `f(params, i)`, the i-th further gradient of the same batch (i = 1, 2, ...), as
     optax's own sharpness-aware wrapper does in opaque mode; `varan.train` offers it by
-    itself. All other extra arguments reach the base optimiser too. The weights that the
+    itself. All other extra arguments reach the base optimiser. The weights that the
     loop sees are never the perturbed ones: checkpoints, averages and evaluations need
     no care. Clipping and weight decay of the direction belong into `base`, as does
     `optax.MultiSteps`. Under `optax.chain` what stands before changes only the
@@ -265,10 +265,11 @@ def perturbed(
             now = state.step % interval == 0
             d, rule_state, info = jax.lax.cond(now, active, between, state.rule_state)
             evaluations = jnp.where(now, counted["active"], counted["between"])
+        # Without `grad_fn`: a line search refuses arguments that it does not know.
         step, base_state = base.update(
-            _average(d, axis_name), state.base_state, params, grad_fn=grad_fn, **extra
+            _average(d, axis_name), state.base_state, params, **extra
         )
-        evaluations = evaluations + (updates is not None)
+        evaluations = evaluations + int(updates is not None)
         return step, PerturbedState(
             state.step + 1, state.grad_evals + evaluations, base_state, rule_state, info
         )

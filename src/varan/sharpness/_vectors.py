@@ -9,7 +9,9 @@ from jaxtyping import Array, Float, PyTree
 
 def norm_dtype(tree: PyTree[Array]) -> jnp.dtype:
     """What norms and products are summed in: float32 or what is wider."""
-    return jnp.result_type(jnp.float32, *jtu.tree_leaves(tree))
+    # Not `promote_types`, which strict promotion refuses.
+    double = any(leaf.dtype == jnp.float64 for leaf in jtu.tree_leaves(tree))
+    return jnp.dtype("float64" if double else "float32")
 
 
 def inner(left: PyTree[Array], right: PyTree[Array]) -> Float[Array, ""]:
@@ -27,9 +29,13 @@ def norm(tree: PyTree[Array]) -> Float[Array, ""]:
     return jnp.sqrt(inner(tree, tree))
 
 
-def scaled(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
-    """Each leaf times a number, in the leaf's own precision."""
-    return jtu.tree_map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
+def scaled(tree: PyTree[Array], factor: Float[Array, ""] | float) -> PyTree[Array]:
+    """Each leaf times a number, rounded once to the leaf's precision."""
+    dtype = norm_dtype(tree)
+    factor = jnp.asarray(factor, dtype)
+    return jtu.tree_map(
+        lambda leaf: (factor * leaf.astype(dtype)).astype(leaf.dtype), tree
+    )
 
 
 def moved(params: PyTree[Array], step: PyTree[Array]) -> PyTree[Array]:
