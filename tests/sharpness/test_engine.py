@@ -156,7 +156,7 @@ class TestOtherLoops:
         chunks, _ = step(
             sam(optax.sgd(1.0), 0.1, microbatch=2), w, x, None, microbatch=2
         )
-        np.testing.assert_allclose(total, chunks, rtol=1e-9)
+        np.testing.assert_allclose(total, chunks, rtol=1e-6)  # its mean is in float32
 
     def test_line_search_as_base_gets_its_arguments(self, setting):
         w, x, g0 = setting
