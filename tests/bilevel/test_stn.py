@@ -1,8 +1,5 @@
-"""Self-tuning: what each kind of step does and does not, exact answers, errors."""
+"""Self-tuning: what each kind of step does and does not, counts, errors."""
 
-import math
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,6 @@ import pytest
 from varan.bilevel import (
     HyperLinear,
     Hyperparameter,
-    best_response_error,
     respond,
     self_tuning,
 )
@@ -140,56 +136,8 @@ def test_fixed_scales_stay_and_the_validation_step_is_not_perturbed(setting):
 
 
 @pytest.mark.parametrize(
-    ("low", "high"),
-    [(-math.inf, math.inf), (0.5, math.inf), (-math.inf, 3.0), (0.5, 3.0)],
-)
-def test_ranges_hold_and_the_start_comes_back(low, high):
-    spec = Hyperparameter(0.7, low=low, high=high)
-    np.testing.assert_allclose(spec.value(jnp.array(spec.unconstrained())), 0.7)
-    values = spec.value(jnp.array([-30.0, 0.0, 30.0]))
-    assert bool(jnp.all((values >= low) & (values <= high)))
-    small = Hyperparameter(1e-9, low=0.0)
-    np.testing.assert_allclose(small.value(jnp.array(small.unconstrained())), 1e-9)
-
-
-def test_the_estimate_never_exceeds_the_distance_to_the_minimiser():
-    # One weight, no regularisation: the minimiser is 2 whatever h is.
-    inputs = jnp.linspace(-1.0, 1.0, 8)[:, None]
-    spec = {"none": Hyperparameter(0.0)}
-
-    def loss(model, batch, h, values, key):
-        return jnp.mean((jax.vmap(model)(batch, h) - 2 * batch) ** 2)
-
-    model = HyperLinear(1, 1, 1, key=KEY)
-    certify = lambda model, stepsize: best_response_error(  # noqa: E731
-        KEY, model, jnp.zeros(1), spec, loss, inputs, stepsize=stepsize
-    )
-    draws = jax.random.split(KEY, 4)
-    truth = []
-    for draw in draws:
-        for_h, _ = jax.random.split(draw)
-        h = 0.5 * jax.random.normal(for_h, (1, 1))[0]
-        plain = model.response(h)
-        start = jnp.array([plain.weight[0, 0], plain.bias[0]])
-        away = jnp.linalg.norm(start - jnp.array([2.0, 0.0]))
-        truth.append(away / jnp.linalg.norm(start))
-    short, long = certify(model, 0.01), certify(model, 0.5)
-    assert not short.proof
-    assert 0 < short.value < long.value <= jnp.mean(jnp.array(truth)) + 1e-9
-    # A response that is the minimiser does not move.
-    exact = eqx.tree_at(
-        lambda n: (n.base.weight, n.scale),
-        jax.tree.map(lambda leaf: 0 * leaf if eqx.is_array(leaf) else leaf, model),
-        (jnp.full((1, 1), 2.0), jnp.ones(())),
-    )
-    assert float(certify(exact, 0.5).value) < 1e-12
-
-
-@pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda s: Hyperparameter(1.0, low=1.0), "`start` must lie inside"),
-        (lambda s: Hyperparameter(1.0, scale=0.0), "`scale` must be positive"),
         (lambda s: tune(s, entropy_weight=-1.0), "must not be negative"),
         (lambda s: tune(s, train_steps=5), "leave 5 batches for `train_steps`"),
         (lambda s: tune(s, valid_steps=0), "must be at least 1"),

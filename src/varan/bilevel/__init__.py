@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._alternating import Iterate as Iterate
     from ._alternating import Oracles as Oracles
     from ._alternating import trajectory as trajectory
+    from ._best_response import best_response_error as best_response_error
     from ._bo_rep import BORep as BORep
     from ._bo_rep import normalized_momentum as normalized_momentum
     from ._data_cleaning import data_cleaning as data_cleaning
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ._hypergradient import Hypergradient as Hypergradient
     from ._hypergradient import hypergradient as hypergradient
     from ._hypergradient import hypergradient_error_bound as hypergradient_error_bound
+    from ._hyperparameter import Hyperparameter as Hyperparameter
     from ._implicit_solvers import AIDCG as AIDCG
     from ._implicit_solvers import MASOBA as MASOBA
     from ._implicit_solvers import SOBA as SOBA
@@ -58,9 +60,7 @@ if TYPE_CHECKING:
     from ._rarts import relaxed_search as relaxed_search
     from ._rarts import search_example as search_example
     from ._sampling import Minibatch as Minibatch
-    from ._stn import Hyperparameter as Hyperparameter
     from ._stn import SelfTuningResult as SelfTuningResult
-    from ._stn import best_response_error as best_response_error
     from ._stn import self_tuning as self_tuning
     from ._stn_layers import FixedLayer as FixedLayer
     from ._stn_layers import HyperConv as HyperConv
@@ -82,7 +82,7 @@ __getattr__, __dir__, __all__ = _attach(
         "HyperConv": "_stn_layers",
         "HyperLinear": "_stn_layers",
         "Hypergradient": "_hypergradient",
-        "Hyperparameter": "_stn",
+        "Hyperparameter": "_hyperparameter",
         "InexactHypergradient": "_inexact",
         "Iterate": "_alternating",
         "LVHBA": "_lv_hba",
@@ -101,7 +101,7 @@ __getattr__, __dir__, __all__ = _attach(
         "StocBiO": "_implicit_solvers",
         "TTSA": "_implicit_solvers",
         "Unrolled": "_implicit_solvers",
-        "best_response_error": "_stn",
+        "best_response_error": "_best_response",
         "coupled_quadratic_example": "_examples",
         "data_cleaning": "_data_cleaning",
         "hypergradient": "_hypergradient",

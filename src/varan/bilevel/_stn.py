@@ -16,7 +16,6 @@ never appear. What comes out is a schedule, not a single value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,83 +26,20 @@ import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..core._certificate import Certificate
-from ..core._checks import check_nonnegative, check_positive
-from ..core._trees import tree_norm
+from ..core._checks import check_nonnegative
 from ..train import epoch_batches
-from ._stn_layers import respond, responding_layers
+from ._hyperparameter import (
+    Hyperparameter,
+    Tuned,
+    check_counts,
+    check_responding,
+    count_samples,
+    repeated,
+)
 
 # One object each: a new one with every call would compile anew.
 _WEIGHTS = optax.sgd(0.01, momentum=0.9)
 _HYPER = optax.adam(3e-3)
-
-
-class Hyperparameter(eqx.Module):
-    """One hyperparameter: its range, its start, how it is perturbed.
-
-    It is tuned as an unconstrained number: a stretched sigmoid maps that to an
-    interval, a softplus to a half-line.
-
-    Args:
-        start: First value, strictly inside the range.
-        low: Lower end of the range; minus infinity for none.
-        high: Upper end of the range; infinity for none.
-        scale: Standard deviation of the perturbation of the unconstrained number,
-            positive; 0.5 is the authors'.
-        discrete: Whether the training loss sees the value rounded down.
-        per_example: Whether each example of a batch draws its own value; otherwise
-            the batch has one (for what acts on weights, not on examples).
-
-    Raises:
-        ValueError: If the range is empty, or `start` is not inside it.
-
-    Example:
-        >>> from varan.bilevel import Hyperparameter
-        >>> rate = Hyperparameter(0.25, low=0.0, high=1.0)
-        >>> round(float(rate.value(rate.unconstrained())), 3)
-        0.25
-    """
-
-    start: float = eqx.field(static=True)
-    low: float = eqx.field(static=True, default=-math.inf)
-    high: float = eqx.field(static=True, default=math.inf)
-    scale: float = eqx.field(static=True, default=0.5)
-    discrete: bool = eqx.field(static=True, default=False)
-    per_example: bool = eqx.field(static=True, default=True)
-
-    def __check_init__(self):
-        if not self.low < self.start < self.high:
-            raise ValueError(
-                f"Hyperparameter: `start` must lie inside {self.low} .. {self.high} "
-                f"(got {self.start}). Ends of the range lie at infinity and cannot be "
-                "started from."
-            )
-        check_positive("Hyperparameter", "scale", self.scale)
-
-    def value(self, h: Float[Array, "*any"]) -> Float[Array, "*any"]:
-        """The value, inside the range, of an unconstrained number."""
-        below, above = math.isfinite(self.low), math.isfinite(self.high)
-        if below and above:
-            value = self.low + (self.high - self.low) * jax.nn.sigmoid(h)
-        elif below:
-            value = self.low + jax.nn.softplus(h)
-        elif above:
-            value = self.high - jax.nn.softplus(h)
-        else:
-            value = h
-        return jnp.floor(value) if self.discrete else value
-
-    def unconstrained(self) -> float:
-        """The unconstrained number of the start."""
-        below, above = math.isfinite(self.low), math.isfinite(self.high)
-        if below and above:
-            share = (self.start - self.low) / (self.high - self.low)
-            return math.log(share / (1 - share))
-        if below:
-            return _inverse_softplus(self.start - self.low)
-        if above:
-            return _inverse_softplus(self.high - self.start)
-        return self.start
 
 
 class SelfTuningResult(eqx.Module):
@@ -224,8 +160,8 @@ def self_tuning(
         has not improved for 60 epochs and then stops; here `optimiser` may carry any
         schedule, the run has a fixed length, and the best epoch's model is returned.
     """
-    _check_model("self_tuning", model, list(hyperparameters))
-    _check_counts(
+    check_responding("self_tuning", model, list(hyperparameters))
+    check_counts(
         "self_tuning",
         epochs=epochs,
         batch_size=batch_size,
@@ -235,7 +171,8 @@ def self_tuning(
     check_nonnegative("self_tuning", "warmup", warmup)
     check_nonnegative("self_tuning", "entropy_weight", entropy_weight)
     sizes = [
-        _samples("self_tuning", n, d) for n, d in (("train", train), ("valid", valid))
+        count_samples("self_tuning", n, d)
+        for n, d in (("train", train), ("valid", valid))
     ]
     batches = sizes[0] // batch_size
     if batch_size > min(sizes) or batches < train_steps:
@@ -246,7 +183,7 @@ def self_tuning(
     params, static = eqx.partition(model, eqx.is_inexact_array)
     tuner = _Tuner(
         static,
-        _Tuned(hyperparameters),
+        Tuned(hyperparameters),
         train_loss,
         valid_loss,
         train,
@@ -262,40 +199,11 @@ def self_tuning(
     return _run(key, tuner, params, epochs, warmup)
 
 
-class _Tuned(eqx.Module):
-    """The hyperparameters as one vector, in the order given."""
-
-    names: tuple[str, ...] = eqx.field(static=True)
-    specs: tuple[Hyperparameter, ...]
-
-    def __init__(self, hyperparameters):
-        # Not a dictionary: jit would sort it.
-        self.names = tuple(hyperparameters)
-        self.specs = tuple(hyperparameters.values())
-
-    def start(self, dtype):
-        h = jnp.array([s.unconstrained() for s in self.specs], dtype)
-        raw = [_inverse_softplus(s.scale) for s in self.specs]
-        return h, jnp.array(raw, dtype)
-
-    def perturbed(self, key, h, raw, rows):
-        noise = jax.random.normal(key, (rows, h.size), h.dtype)
-        own = jnp.array([s.per_example for s in self.specs])
-        noise = jnp.where(own[None], noise, noise[:1])
-        return h[None] + jax.nn.softplus(raw)[None] * noise
-
-    def values(self, rows):
-        return {
-            name: spec.value(rows[:, i] if spec.per_example else rows[0, i])
-            for i, (name, spec) in enumerate(zip(self.names, self.specs, strict=True))
-        }
-
-
 class _Tuner(eqx.Module):
     """The two kinds of step, and how they alternate."""
 
     static: Any
-    tuned: _Tuned
+    tuned: Tuned
     train_loss: Callable
     valid_loss: Callable
     train: Any
@@ -322,7 +230,7 @@ class _Tuner(eqx.Module):
 
     def tuning(self, hyper, params, batch, key):
         h, raw = hyper
-        rows = _rows(h, self.batch_size)
+        rows = repeated(h, self.batch_size)
         if self.tune_scales:
             rows = self.tuned.perturbed(key, h, raw, self.batch_size)
         value = self.valid_loss(eqx.combine(params, self.static), batch, rows)
@@ -372,7 +280,7 @@ class _Tuner(eqx.Module):
 
         sets = (self.train, self.valid)
         inputs = tuple(
-            self.inputs(one, _samples("self_tuning", "data", data), steps)
+            self.inputs(one, count_samples("self_tuning", "data", data), steps)
             for one, data, steps in zip(
                 jax.random.split(key), sets, self.steps, strict=True
             )
@@ -396,7 +304,7 @@ class _Tuner(eqx.Module):
         )
 
     def validation(self, params, h):
-        rows = _rows(h, _samples("self_tuning", "valid", self.valid))
+        rows = repeated(h, count_samples("self_tuning", "valid", self.valid))
         return self.valid_loss(eqx.combine(params, self.static), self.valid, rows)
 
 
@@ -441,154 +349,9 @@ def _run(key, tuner, params, epochs, warmup):
     )
 
 
-def best_response_error(
-    key: PRNGKeyArray,
-    model: PyTree,
-    h: Float[Array, " hyperparameters"],
-    hyperparameters: Mapping[str, Hyperparameter],
-    train_loss: Callable[..., Float[Array, ""]],
-    train: PyTree[Array],
-    *,
-    steps: int = 50,
-    samples: int = 4,
-    stepsize: float = 0.01,
-) -> Certificate:
-    """How far the response is from the weights that training at fixed `h` leads to.
-
-    Draws some `h` of the perturbation, takes the plain network that the model is
-    there, and trains it on: gradient descent on all training data, at that `h` for
-    every example. A response that were the best one would not move. An estimate: a few
-    steps from the response, not the true minimiser.
-
-    Args:
-        key: Random key of the draws and of the training loss.
-        model: The responding network.
-        h: The hyperparameters around which to draw.
-        hyperparameters: As for `self_tuning`.
-        train_loss: As for `self_tuning`.
-        train: As for `self_tuning`.
-        steps: Gradient steps at each draw.
-        samples: Draws of `h`.
-        stepsize: Of the descent.
-
-    Returns:
-        A certificate that is an estimate: the mean over the draws of the distance that
-        the weights moved, relative to their norm. Its details have the training losses
-        before and after.
-
-    Raises:
-        ValueError: If the model has no responding layers or a setting is not positive.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from varan.bilevel import HyperLinear, Hyperparameter, best_response_error
-        >>> layer = HyperLinear(1, 1, 1, key=jax.random.key(0))
-        >>> def loss(model, batch, h, values, key):
-        ...     return jnp.mean((jax.vmap(model)(batch, h) - 2 * batch) ** 2)
-        >>> certificate = best_response_error(
-        ...     jax.random.key(1), layer, jnp.zeros(1), {"none": Hyperparameter(0.0)},
-        ...     loss, jnp.ones((4, 1)), stepsize=0.1)
-        >>> certificate.proof, bool(certificate.details["loss after"] < 1e-3)
-        (False, True)
-    """
-    owner = "best_response_error"
-    _check_model(owner, model, list(hyperparameters))
-    _check_counts(owner, steps=steps, samples=samples)
-    check_positive(owner, "stepsize", stepsize)
-    moved, before, after = _fine_tune(
-        key,
-        model,
-        h,
-        _Tuned(hyperparameters),
-        train_loss,
-        train,
-        jnp.asarray(stepsize, h.dtype),
-        steps,
-        samples,
-    )
-    return Certificate(
-        "best-response error",
-        moved,
-        proof=False,
-        statement=(
-            f"value is how far {steps} gradient steps at fixed hyperparameters move "
-            "the weights of the response, relative to their norm"
-        ),
-        details={"loss before": before, "loss after": after},
-    )
-
-
-@eqx.filter_jit
-def _fine_tune(key, model, h, tuned, train_loss, train, stepsize, steps, samples):
-    size = _samples("best_response_error", "train", train)
-    raw = tuned.start(h.dtype)[1]
-
-    def one(key):
-        for_h, for_loss = jax.random.split(key)
-        drawn = tuned.perturbed(for_h, h, raw, 1)
-        start, static = eqx.partition(respond(model, drawn[0]), eqx.is_inexact_array)
-        rows = _rows(drawn[0], size)
-
-        def loss(params, key):
-            net = eqx.combine(params, static)
-            return train_loss(net, train, rows, tuned.values(rows), key)
-
-        def step(params, key):
-            value, gradient = jax.value_and_grad(loss)(params, key)
-            move = lambda p, g: p - stepsize * g  # noqa: E731
-            return jtu.tree_map(move, params, gradient), value
-
-        end, values = jax.lax.scan(step, start, jax.random.split(for_loss, steps))
-        moved = tree_norm(jtu.tree_map(jnp.subtract, end, start)) / tree_norm(start)
-        return moved, values[0], values[-1]
-
-    found = jax.lax.map(one, jax.random.split(key, samples))
-    return jtu.tree_map(jnp.mean, found)
-
-
-def _rows(h, count):
-    return jnp.broadcast_to(h[None], (count, h.size))
-
-
 def _take(data, rows):
     return jtu.tree_map(lambda leaf: leaf[rows], data)
 
 
 def _dtype(params):
     return jnp.result_type(*jtu.tree_leaves(params))
-
-
-def _inverse_softplus(value: float) -> float:
-    return value + math.log(-math.expm1(-value))
-
-
-def _samples(owner, name, data):
-    lengths = sorted({leaf.shape[0] for leaf in jtu.tree_leaves(data)})
-    if len(lengths) != 1 or lengths[0] == 0:
-        raise ValueError(
-            f"{owner}: `{name}` must have one leading axis of samples, not empty (got "
-            f"lengths {lengths})."
-        )
-    return lengths[0]
-
-
-def _check_model(owner, model, names):
-    if not names:
-        raise ValueError(
-            f"{owner}: `hyperparameters` must hold one at least (got none). Train a "
-            "plain network where there is nothing to tune."
-        )
-    layers = responding_layers(model)
-    sizes = sorted({layer.gates.shape[-1] for layer in layers})
-    if sizes != [len(names)]:
-        raise ValueError(
-            f"{owner}: `model` must have layers that respond to {len(names)} "
-            f"hyperparameters (got {len(layers)} layers for {sizes or 'none'}). Build "
-            "it with HyperLinear or HyperConv."
-        )
-
-
-def _check_counts(owner, **counts):
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{owner}: `{name}` must be at least 1 (got {value}).")
