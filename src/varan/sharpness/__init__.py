@@ -16,21 +16,87 @@ if TYPE_CHECKING:
     from ._engine import Rule as Rule
     from ._engine import grad_fn_from as grad_fn_from
     from ._engine import perturbed as perturbed
+    from ._group_actions import DataDependentGL as DataDependentGL
+    from ._group_actions import EllipsoidRotation as EllipsoidRotation
+    from ._group_actions import GLLinear as GLLinear
+    from ._group_actions import GroupAction as GroupAction
+    from ._group_actions import OrthogonalRadial as OrthogonalRadial
+    from ._group_actions import RescaleReLU as RescaleReLU
+    from ._group_actions import linear_layers as linear_layers
+    from ._hessian import Eigenpairs as Eigenpairs
+    from ._hessian import ggn_operator as ggn_operator
+    from ._hessian import hessian_operator as hessian_operator
+    from ._hessian import hessian_top as hessian_top
+    from ._hessian import hvp as hvp
+    from ._measures import first_order_flatness as first_order_flatness
+    from ._measures import sharpness as sharpness
+    from ._measures import sharpness_quadratic as sharpness_quadratic
+    from ._objective import LogitLoss as LogitLoss
+    from ._objective import MeasureResult as MeasureResult
     from ._sam import asam as asam
     from ._sam import sam as sam
     from ._sam import usam as usam
+    from ._sam_sde import SamSDE as SamSDE
+    from ._sam_sde import dnsam as dnsam
+    from ._sam_sde import sam_sde as sam_sde
+    from ._sam_sde import stationary_variance as stationary_variance
+    from ._spectrum import SpectralDensity as SpectralDensity
+    from ._spectrum import hessian_trace as hessian_trace
+    from ._spectrum import spectral_density as spectral_density
+    from ._teleport import TeleportReport as TeleportReport
+    from ._teleport import TeleportState as TeleportState
+    from ._teleport import teleport as teleport
+    from ._teleport import with_teleport as with_teleport
+    from ._teleport_objectives import GradNorm as GradNorm
+    from ._teleport_objectives import OrbitCurvature as OrbitCurvature
+    from ._teleport_objectives import PerturbedLoss as PerturbedLoss
+    from ._teleport_objectives import TeleportObjective as TeleportObjective
+    from ._teleport_objectives import curvature as curvature
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "Call": "_engine",
+        "DataDependentGL": "_group_actions",
         "Diagnostics": "_engine",
+        "Eigenpairs": "_hessian",
+        "EllipsoidRotation": "_group_actions",
+        "GLLinear": "_group_actions",
+        "GradNorm": "_teleport_objectives",
+        "GroupAction": "_group_actions",
+        "LogitLoss": "_objective",
+        "MeasureResult": "_objective",
+        "OrbitCurvature": "_teleport_objectives",
+        "OrthogonalRadial": "_group_actions",
+        "PerturbedLoss": "_teleport_objectives",
         "PerturbedState": "_engine",
+        "RescaleReLU": "_group_actions",
         "Rule": "_engine",
+        "SamSDE": "_sam_sde",
+        "SpectralDensity": "_spectrum",
+        "TeleportObjective": "_teleport_objectives",
+        "TeleportReport": "_teleport",
+        "TeleportState": "_teleport",
         "asam": "_sam",
+        "curvature": "_teleport_objectives",
+        "dnsam": "_sam_sde",
+        "first_order_flatness": "_measures",
+        "ggn_operator": "_hessian",
         "grad_fn_from": "_engine",
+        "hessian_operator": "_hessian",
+        "hessian_top": "_hessian",
+        "hessian_trace": "_spectrum",
+        "hvp": "_hessian",
+        "linear_layers": "_group_actions",
         "perturbed": "_engine",
         "sam": "_sam",
+        "sam_sde": "_sam_sde",
+        "sharpness": "_measures",
+        "sharpness_quadratic": "_measures",
+        "spectral_density": "_spectrum",
+        "stationary_variance": "_sam_sde",
+        "teleport": "_teleport",
         "usam": "_sam",
+        "with_teleport": "_teleport",
     },
 )
