@@ -16,19 +16,19 @@ from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
     from ._branch import BaB as BaB
+    from ._builder import register_activation as register_activation
     from ._curves import PiecewiseLinear as PiecewiseLinear
     from ._curves import SmoothCurve as SmoothCurve
     from ._exact import ExactLipschitz as ExactLipschitz
     from ._exact import exact_lipschitz as exact_lipschitz
     from ._forward import bounds as bounds
     from ._graph import BoundGraph as BoundGraph
-    from ._graph import UnsupportedPrimitive as UnsupportedPrimitive
-    from ._graph import register_activation as register_activation
     from ._lipschitz import jacobian_bounds as jacobian_bounds
     from ._lipschitz import jvp_bounds as jvp_bounds
     from ._lipschitz import local_lipschitz as local_lipschitz
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
+    from ._nodes import UnsupportedPrimitive as UnsupportedPrimitive
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
     from ._sets import Box as Box
@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = _attach(
         "Monotonicity": "_monotone",
         "PiecewiseLinear": "_curves",
         "SmoothCurve": "_curves",
-        "UnsupportedPrimitive": "_graph",
+        "UnsupportedPrimitive": "_nodes",
         "bounds": "_forward",
         "certified_radius": "_radius",
         "exact_lipschitz": "_exact",
@@ -52,6 +52,6 @@ __getattr__, __dir__, __all__ = _attach(
         "jvp_bounds": "_lipschitz",
         "local_lipschitz": "_lipschitz",
         "monotone": "_monotone",
-        "register_activation": "_graph",
+        "register_activation": "_builder",
     },
 )

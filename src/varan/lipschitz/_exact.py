@@ -21,8 +21,9 @@ from jaxtyping import Array
 
 from ..core._checks import check_positive
 from ._forward import SignedIdentity, _pull_affine, add_rows, check_bounded
-from ._graph import Activation, BoundGraph
+from ._graph import BoundGraph
 from ._lipschitz import Rows, as_rows, check_rows
+from ._nodes import Activation
 from ._sets import Box
 
 # A cell counts if it holds a ball of this radius, in units of the box's largest side.

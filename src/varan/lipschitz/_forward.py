@@ -25,7 +25,8 @@ from jaxtyping import Array
 
 from ..core._checks import check_choice, is_traced
 from ._curves import Lines
-from ._graph import Activation, BoundGraph, Input
+from ._graph import BoundGraph
+from ._nodes import Activation, Input
 from ._sets import Box
 
 ForwardMethod = Literal["ibp", "crown", "alpha"]

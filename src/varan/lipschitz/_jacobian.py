@@ -39,7 +39,8 @@ from ._forward import (
     signed,
     weigh,
 )
-from ._graph import Activation, BoundGraph
+from ._graph import BoundGraph
+from ._nodes import Activation
 from ._sets import Box
 
 JacobianMethod = Literal["crown", "recurjac", "recurjac_strict", "ibp"]
