@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from ._hessian import hessian_operator as hessian_operator
     from ._hessian import hessian_top as hessian_top
     from ._hessian import hvp as hvp
+    from ._masks import complement as complement
+    from ._masks import elementwise_scale as elementwise_scale
+    from ._masks import layerwise_scale as layerwise_scale
+    from ._masks import norm_params as norm_params
+    from ._masks import random_mask_like as random_mask_like
+    from ._masks import topk_mask as topk_mask
     from ._measures import first_order_flatness as first_order_flatness
     from ._measures import sharpness as sharpness
     from ._measures import sharpness_quadratic as sharpness_quadratic
@@ -78,8 +84,10 @@ __getattr__, __dir__, __all__ = _attach(
         "TeleportReport": "_teleport",
         "TeleportState": "_teleport",
         "asam": "_sam",
+        "complement": "_masks",
         "curvature": "_teleport_objectives",
         "dnsam": "_sam_sde",
+        "elementwise_scale": "_masks",
         "first_order_flatness": "_measures",
         "ggn_operator": "_hessian",
         "grad_fn_from": "_engine",
@@ -87,8 +95,11 @@ __getattr__, __dir__, __all__ = _attach(
         "hessian_top": "_hessian",
         "hessian_trace": "_spectrum",
         "hvp": "_hessian",
+        "layerwise_scale": "_masks",
         "linear_layers": "_group_actions",
+        "norm_params": "_masks",
         "perturbed": "_engine",
+        "random_mask_like": "_masks",
         "sam": "_sam",
         "sam_sde": "_sam_sde",
         "sharpness": "_measures",
@@ -96,6 +107,7 @@ __getattr__, __dir__, __all__ = _attach(
         "spectral_density": "_spectrum",
         "stationary_variance": "_sam_sde",
         "teleport": "_teleport",
+        "topk_mask": "_masks",
         "usam": "_sam",
         "with_teleport": "_teleport",
     },
