@@ -1,0 +1,390 @@
+"""The Hessian of a loss without ever forming it: products, operators, top eigenpairs.
+
+A product costs about two gradients and the memory of one. `hessian_top` linearises
+the gradient once and runs Lanczos in one compiled loop; what it returns carries its own
+proof: within the residual `||H v - theta v||` of each Ritz value there is an
+eigenvalue, whatever the iteration did.
+
+Per class: the Hessian of the loss of one class is that of the same `loss_fn` at a batch
+with that class's samples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ..core._certificate import Certificate
+from ..core._checks import check_choice, check_nonnegative
+from . import _lanczos
+from ._objective import LogitLoss, Objective, checked, objective
+
+LossFn = Callable[[Any, Any], Float[Array, ""]]
+
+# Lanczos steps between two looks at the Ritz values: a look costs an eigenvalue
+# decomposition of the tridiagonal matrix.
+_BLOCK = 6
+
+
+class Eigenpairs(eqx.Module):
+    """Ritz pairs of a symmetric operator, best first.
+
+    Args:
+        values: The Ritz values. Each is at most the largest eigenvalue and at least
+            the smallest.
+        vectors: Unit vectors as trees like the parameters, with a leading axis of k.
+        residuals: `||H v - theta v||`, evaluated: an eigenvalue lies that near.
+        n_hvp: Products with the Hessian.
+    """
+
+    values: Float[Array, " k"]
+    vectors: PyTree
+    residuals: Float[Array, " k"]
+    n_hvp: Int[Array, ""]
+
+    @property
+    def certificate(self) -> Certificate:
+        """Of all pairs together: the largest residual."""
+        return Certificate(
+            "eigenvalue residual",
+            jnp.max(self.residuals),
+            proof=True,
+            statement="within value of every Ritz value there is an eigenvalue",
+            details={"values": self.values},
+        )
+
+
+def hvp(loss_fn: LossFn, params: PyTree, batch: PyTree, vector: PyTree) -> PyTree:
+    """The product of the loss's Hessian with a vector, forward over reverse.
+
+    About two gradients; differentiable. For many products at one point take
+    `hessian_operator`, which shares the first half of the work.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`.
+        params: Any pytree; its floating arrays are the variables.
+        batch: What the loss is evaluated on.
+        vector: A tree like the parameters' floating arrays.
+
+    Returns:
+        A tree like `vector`.
+
+    Raises:
+        ValueError: If `vector` has another structure or other shapes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.sharpness import hvp
+        >>> hvp(lambda w, b: jnp.sum(w**3), jnp.ones(2), None, jnp.array([1.0, 2.0]))
+        Array([ 6., 12.], dtype=float32)
+    """
+    arrays, static = eqx.partition(params, eqx.is_inexact_array)
+    vector = eqx.filter(vector, eqx.is_inexact_array)
+    shapes = [jtu.tree_map(jnp.shape, tree) for tree in (arrays, vector)]
+    if jtu.tree_structure(arrays) != jtu.tree_structure(vector) or (
+        jtu.tree_leaves(shapes[0]) != jtu.tree_leaves(shapes[1])
+    ):
+        raise ValueError(
+            f"hvp: `vector` must be like the parameters, {shapes[0]} (got {shapes[1]})."
+        )
+    gradient = jax.grad(lambda arrays: loss_fn(eqx.combine(arrays, static), batch))
+    return jax.jvp(gradient, (arrays,), (vector,))[1]
+
+
+def hessian_operator(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, *, mask: PyTree | None = None
+) -> lx.FunctionLinearOperator:
+    """The loss's Hessian as a lineax operator on trees like the parameters.
+
+    The gradient is linearised once, here: under jit make the operator inside the
+    compiled function that uses it.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`.
+        params: Any pytree; its floating arrays are the variables.
+        batch: What the loss is evaluated on.
+        mask: A tree of booleans (or boolean arrays) like the parameters, or a prefix
+            of it, or a function from the parameters to one: rows and columns of the
+            other parameters are zero.
+
+    Returns:
+        An operator that is tagged symmetric.
+
+    Raises:
+        ValueError: On parameters without floating arrays, an empty batch, a loss that
+            is no scalar, or a mask of another structure.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.sharpness import hessian_operator
+        >>> H = hessian_operator(lambda w, b: jnp.sum(w**3), jnp.ones(2), None)
+        >>> H.mv(jnp.array([1.0, 2.0])).tolist()
+        [6.0, 12.0]
+    """
+    params, mask = checked("hessian_operator", params, batch, mask)
+    flat = objective("hessian_operator", loss_fn, params, batch, mask)
+    return _on_trees(flat, flat.hessian(), lx.symmetric_tag)
+
+
+def ggn_operator(
+    loss_fn: LogitLoss, params: PyTree, batch: PyTree, *, mask: PyTree | None = None
+) -> lx.FunctionLinearOperator:
+    """The generalised Gauss-Newton matrix `J' (d^2 loss / d logits^2) J`.
+
+    The Hessian without the curvature of the network itself: positive semidefinite
+    for a loss that is convex in the logits (cross-entropy is). One product costs about
+    as much as one with the Hessian.
+
+    Args:
+        loss_fn: The loss with its logits in reach. Normalised logits count as the
+            network's output.
+        params: Any pytree; its floating arrays are the variables.
+        batch: A pair of inputs and labels.
+        mask: As in `hessian_operator`.
+
+    Returns:
+        An operator that is tagged symmetric and positive semidefinite.
+
+    Raises:
+        TypeError: If `loss_fn` is no `LogitLoss`.
+        ValueError: As in `hessian_operator`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.sharpness import LogitLoss, ggn_operator
+        >>> loss = LogitLoss(lambda w, x: x * w, lambda z, y: jnp.mean((z - y) ** 2))
+        >>> G = ggn_operator(loss, jnp.array([2.0]), (jnp.ones((4, 1)), jnp.zeros(4)))
+        >>> G.mv(jnp.ones(1)).tolist()
+        [2.0]
+
+    Source: N. N. Schraudolph, 2002, "Fast curvature matrix-vector products for
+        second-order gradient descent", Neural Computation 14.
+    """
+    if not isinstance(loss_fn, LogitLoss):
+        raise TypeError(
+            "ggn_operator: `loss_fn` must be a LogitLoss (got "
+            f"{type(loss_fn).__name__}): the matrix needs the logits."
+        )
+    params, mask = checked("ggn_operator", params, batch, mask)
+    flat = objective("ggn_operator", loss_fn, params, batch, mask)
+    static = eqx.filter(params, eqx.is_inexact_array, inverse=True)
+
+    def logits(vector):
+        return loss_fn.logits(eqx.combine(flat.unravel(vector), static), batch[0])
+
+    out, push = jax.linearize(logits, flat.point)
+    pull = jax.linear_transpose(push, flat.point)
+    inner = jax.linearize(jax.grad(lambda z: loss_fn.of_logits(z, batch[1])), out)[1]
+
+    def product(vector):
+        return flat.selected * pull(inner(push(flat.selected * vector)))[0]
+
+    tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
+    return _on_trees(flat, product, tags)
+
+
+def _on_trees(flat: Objective, product, tags):
+    shape = jax.eval_shape(flat.unravel, flat.point)
+    return lx.FunctionLinearOperator(
+        lambda tree: flat.unravel(product(ravel_pytree(tree)[0])), shape, tags
+    )
+
+
+def hessian_top(
+    loss_fn: LossFn,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    k: int = 1,
+    which: Literal["largest", "smallest"] = "largest",
+    method: Literal["lanczos", "lobpcg", "power"] = "lanczos",
+    max_steps: int = 96,
+    tol: float = 1e-3,
+    reorth: bool = True,
+    mask: PyTree | None = None,
+    key: PRNGKeyArray,
+) -> Eigenpairs:
+    """The largest (or smallest) eigenvalues of the loss's Hessian, each with a proof.
+
+    The sign counts: "largest" is the most positive curvature, "smallest" the most
+    negative. One product with the Hessian costs about two gradients.
+
+    - `"lanczos"` needs the fewest products: one a step, and one a pair for its
+      residual. Memory: `max_steps` vectors.
+    - `"lobpcg"` holds 4 k vectors: for networks of which `max_steps` do not fit.
+      Needs more than 5 k parameters.
+    - `"power"` holds k vectors: subspace iteration on H shifted by its own norm, since
+      unshifted it would converge to what is largest in modulus. Slow where the top
+      eigenvalues are close; the residual says so.
+
+    Args:
+        loss_fn: `(params, batch) -> scalar`. The same function object does not compile
+            again.
+        params: Any pytree; its floating arrays are the variables.
+        batch: What the loss is evaluated on.
+        k: How many pairs, at least 1.
+        which: The largest or the smallest eigenvalues.
+        method: See above.
+        max_steps: Steps at most, at least k; the products are up to k times as many
+            for the methods with blocks.
+        tol: Stop when every residual is at most `tol` times the modulus of its value
+            (not negative; 0 does all steps). A certificate for any value is returned.
+        reorth: Lanczos with full reorthogonalisation. Without it a step saves
+            `2 max_steps` vector operations and, as rounding mounts up, values come back
+            as copies: good for k = 1.
+        mask: A tree of booleans (or boolean arrays) like the parameters, or a prefix
+            of it, or a function from the parameters to one: the Hessian in the
+            parameters where it is true.
+        key: Random key of the start.
+
+    Returns:
+        Values, vectors and residuals, the most extreme first. NaN stays visible.
+
+    Raises:
+        ValueError: If a setting is out of range, parameters have no floating arrays,
+            the batch is empty, the loss is no scalar, or the mask does not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.sharpness import hessian_top
+        >>> loss = lambda w, b: w[0] ** 2 - 3 * w[1] ** 2 + w[2] ** 2 / 2
+        >>> top = hessian_top(loss, jnp.ones(3), None, key=jax.random.key(0))
+        >>> low = hessian_top(
+        ...     loss, jnp.ones(3), None, which="smallest", key=jax.random.key(0))
+        >>> round(float(top.values[0]), 3), round(float(low.values[0]), 3)
+        (2.0, -6.0)
+
+    Source: B. N. Parlett, 1980, "The symmetric eigenvalue problem", theorem 4.5.1
+        (residuals) and chapter 13 (Lanczos); LOBPCG is JAX's.
+    """
+    check_choice("hessian_top", "which", which, ("largest", "smallest"))
+    check_choice("hessian_top", "method", method, tuple(_METHODS))
+    check_nonnegative("hessian_top", "tol", tol)
+    params, mask = checked("hessian_top", params, batch, mask)
+    size = sum(
+        p.size for p in jtu.tree_leaves(eqx.filter(params, eqx.is_inexact_array))
+    )
+    most = (size - 1) // 5 if method == "lobpcg" else size
+    if not 1 <= k <= most:
+        raise ValueError(
+            f"hessian_top: `k` must lie in 1 .. {most} for {size} parameters and "
+            f"method {method!r} (got {k})."
+        )
+    if max_steps < k:
+        raise ValueError(
+            f"hessian_top: `max_steps` must be at least k = {k} (got {max_steps})."
+        )
+    return _top(
+        loss_fn, params, batch, mask, key, jnp.asarray(tol),
+        (k, which == "smallest", method, max_steps, reorth),
+    )  # fmt: skip
+
+
+@eqx.filter_jit
+def _top(loss_fn, params, batch, mask, key, tol, settings):
+    k, negated, method, steps, reorth = settings
+    flat = objective("hessian_top", loss_fn, params, batch, mask)
+    hessian = flat.hessian()
+    sign = -1 if negated else 1
+    product = (lambda v: -hessian(v)) if negated else hessian
+    tol = tol.astype(flat.point.dtype)
+    rows, count = _METHODS[method](product, flat, k, steps, tol, reorth, key)
+    images = jax.lax.map(product, rows)
+    values = jnp.sum(rows * images, 1)
+    residuals = jnp.linalg.norm(images - values[:, None] * rows, axis=1)
+    vectors = jax.vmap(flat.unravel)(rows)
+    return Eigenpairs(sign * values, vectors, residuals, count + k)
+
+
+def _by_lanczos(product, flat, k, steps, tol, reorth, key):
+    steps = min(steps, flat.point.size)
+    space = _lanczos.begin(key, flat.selected, steps)
+
+    def unfinished(carry):
+        space, error, scale = carry
+        # A NaN stops the loop, too: it never goes away.
+        more = jnp.max(error - tol * scale) > 0
+        return more & (space.steps < steps) & ~space.ended
+
+    def block(carry):
+        space, _, _ = carry
+        space = jax.lax.fori_loop(
+            space.steps,
+            jnp.minimum(space.steps + _BLOCK, steps),
+            lambda _, space: _lanczos.advance(product, space, reorth),
+            space,
+        )
+        values, S = space.ritz()
+        last = jnp.abs(space.off[space.steps - 1] * S[space.steps - 1, -k:])
+        error = jnp.where(space.steps >= k, last, jnp.inf)
+        return space, error, jnp.abs(values[-k:])
+
+    wanting = (jnp.full(k, jnp.inf, tol.dtype), jnp.zeros(k, tol.dtype))
+    space, _, _ = jax.lax.while_loop(unfinished, block, (space, *wanting))
+    _, S = space.ritz()
+    rows = S[:, : -k - 1 : -1].T @ space.basis[:-1]
+    lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
+    # A mask with fewer parameters than k leaves no vector, and no value.
+    return jnp.where(lengths > 0.5, rows / lengths, jnp.nan), space.steps
+
+
+def _by_lobpcg(product, flat, k, steps, tol, reorth, key):
+    from jax.experimental.sparse.linalg import lobpcg_standard
+
+    columns = jax.vmap(product, 1, 1)
+    start = flat.selected[None, :] * jax.random.normal(
+        key, (k, flat.point.size), tol.dtype
+    )
+    # Its tolerance is multiplied by 10 n and relative to about twice the value.
+    scaled = tol / (20 * flat.point.size)
+    _, U, count = lobpcg_standard(columns, start.T, steps, scaled)
+    return U.T, k * count
+
+
+def _by_power(product, flat, k, steps, tol, reorth, key):
+    """Subspace iteration on H + s I, `s` a little more than H's norm."""
+    first = max(steps // 4, 1)
+    shape = (k, flat.point.size)
+    rows = _orthonormal(
+        flat.selected[None, :] * jax.random.normal(key, shape, tol.dtype)
+    )
+    rows = jax.lax.fori_loop(
+        0, first, lambda _, rows: _orthonormal(jax.lax.map(product, rows)), rows
+    )
+    images = jax.lax.map(product, rows)
+    shift = 1.1 * jnp.max(jnp.linalg.norm(images, axis=1))
+
+    def unfinished(carry):
+        _, _, index, error = carry
+        return (error > 0) & (index < steps - first)
+
+    def one(carry):
+        rows, images, index, _ = carry
+        rows = _orthonormal(images + shift * rows)
+        images = jax.lax.map(product, rows)
+        # Rayleigh and Ritz: the rows become Ritz vectors, largest first.
+        small = rows @ images.T
+        values, S = jnp.linalg.eigh((small + small.T) / 2)
+        rows, images = S[:, ::-1].T @ rows, S[:, ::-1].T @ images
+        residuals = jnp.linalg.norm(images - values[::-1, None] * rows, axis=1)
+        error = jnp.max(residuals - tol * jnp.abs(values[::-1]))
+        return rows, images, index + 1, error
+
+    start = (rows, images, jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, tol.dtype))
+    rows, _, index, _ = jax.lax.while_loop(unfinished, one, start)
+    return rows, k * (first + 1 + index)
+
+
+def _orthonormal(rows):
+    return jnp.linalg.qr(rows.T)[0].T
+
+
+_METHODS = {"lanczos": _by_lanczos, "lobpcg": _by_lobpcg, "power": _by_power}
