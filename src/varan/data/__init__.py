@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ._point_clouds import two_moons as two_moons
     from ._random_k import random_k as random_k
     from ._sample_images import sample_images as sample_images
+    from ._series import eeg as eeg
+    from ._series import windows as windows
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
     from ._tabular import split as split
@@ -28,6 +30,7 @@ __getattr__, __dir__, __all__ = _attach(
         "checkerboard": "_point_clouds",
         "digit_images": "_digits",
         "documentation_sentences": "_text",
+        "eeg": "_series",
         "flip_labels": "_tabular",
         "gaussian_mixture": "_point_clouds",
         "mnist1d": "_mnist1d",
@@ -39,5 +42,6 @@ __getattr__, __dir__, __all__ = _attach(
         "swiss_roll": "_point_clouds",
         "token_sequences": "_text",
         "two_moons": "_point_clouds",
+        "windows": "_series",
     },
 )
