@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from varan.sharpness import asam, sam, usam
+from varan.sharpness import asam, dnsam, sam, usam
 
 RATE = 0.05
 
@@ -42,6 +42,9 @@ RULES = {
     "sam, p = inf": RuleCase(partial(sam, p=np.inf), 2, {"rho": 0.0}),
     "sam, two ascents": RuleCase(partial(sam, ascent_steps=2), 3, {"rho": 0.0}),
     "asam": RuleCase(asam, 2, {"rho": 0.0}),
+    "dnsam": RuleCase(
+        dnsam, 2, {"rho": 0.0}, extra=lambda loss: {"full_grad_fn": jax.grad(loss)}
+    ),
     "usam": RuleCase(usam, 2, {"rho": 0.0}, normalised=False),
 }
 

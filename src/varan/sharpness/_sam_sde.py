@@ -226,8 +226,8 @@ def sam_sde(
 
 
 def stationary_variance(
-    curvature: Float[Array, " *shape"] | float,
-    noise: Float[Array, " *shape"] | float,
+    curvature: Float[Array | np.ndarray, " *shape"] | float,
+    noise: Float[Array | np.ndarray, " *shape"] | float,
     stepsize: float | Float[Array, ""],
     rho: float | Float[Array, ""],
     *,
