@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varan.nets import ConvClassifier, InputConvex, TanhCell, TextClassifier
+from varan.nets import (
+    Conv1DNet,
+    ConvClassifier,
+    InputConvex,
+    MLPNet,
+    TanhCell,
+    TextClassifier,
+)
 
 KEY = jax.random.key(0)
 
@@ -23,6 +30,30 @@ def test_convolutions_halve_and_the_mean_forgets_the_place(dimensions):
     # A constant bias alone: the features are those of any place.
     weight = model.head.weight @ model.features(x) + model.head.bias
     np.testing.assert_allclose(model(x), weight, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["perceptron", "convolutions"])
+def test_normalised_layers_forget_the_scale_before_them(kind):
+    if kind == "perceptron":
+        model, layers = MLPNet(40, 3, (6, 5), key=KEY), "hidden"
+    else:
+        model, layers = Conv1DNet(40, 3, 6, key=KEY), "convolutions"
+    first = lambda m: getattr(m, layers)[0]  # noqa: E731
+    x = jax.random.normal(KEY, (40,))
+    # Without its shift, three times the weight is the same function.
+    plain = eqx.tree_at(lambda m: first(m).bias, model, replace_fn=jnp.zeros_like)
+    more = eqx.tree_at(lambda m: first(m).weight, plain, replace_fn=lambda w: 3 * w)
+    call = eqx.filter_jit(lambda m, x: m(x))
+    logits = call(plain, x)
+    np.testing.assert_allclose(logits, call(more, x), rtol=1e-3)
+    assert logits.shape == (3,) and not np.allclose(logits, call(plain, x[::-1]))
+
+
+def test_the_sharpness_protocols_network_has_its_published_size():
+    model = eqx.filter_eval_shape(MLPNet, 40, 10, key=KEY)
+    leaves = jax.tree.leaves(model)
+    # 40-128-128-10 with shifts, and a scale and a shift for each hidden unit.
+    assert sum(leaf.size for leaf in leaves) == 5248 + 16512 + 1290 + 512
 
 
 @pytest.fixture(scope="module", params=["tanh-last", "lstm-mean"])
@@ -109,6 +140,9 @@ def test_the_gradient_map_is_the_derivative(convex):
         (lambda: ConvClassifier(3, dimensions=3, key=KEY), "must be 1 or 2"),
         (lambda: ConvClassifier(3, widths=(), key=KEY), "at least one of `widths`"),
         (lambda: ConvClassifier(3, kernel=2, key=KEY), "`kernel` must be odd"),
+        (lambda: MLPNet(3, 2, (), key=KEY), "MLPNet: .* at least one of `widths`"),
+        (lambda: Conv1DNet(0, 2, key=KEY), "Conv1DNet: `length`"),
+        (lambda: Conv1DNet(9, 2, kernels=(4,), key=KEY), "`kernels` must be odd"),
         (lambda: TextClassifier(1, 2, key=KEY), "`words` must be at least 2"),
         (lambda: TextClassifier(5, 2, cell="gru", key=KEY), "`cell` must be one of"),
         (lambda: InputConvex(0, key=KEY), "must be positive"),
