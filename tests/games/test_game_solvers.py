@@ -1,12 +1,14 @@
 """Solvers of games: the contract, closed forms, calls counted, timescales, noise."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from varan import FixedPoint, Status, compare, solve
+from varan import FixedPoint, Solver, Status, compare, solve
 from varan.games import (
     Extragradient,
     Game,
@@ -36,20 +38,45 @@ def pulled_game(seed):
     return Game(pulled, jnp.asarray(M), jnp.asarray(rng.standard_normal(3)))
 
 
+class OneOf(Solver):
+    """One of several solvers with equal states; which one is data: one compilation."""
+
+    which: jax.Array
+    solvers: tuple[Solver, ...]
+
+    def init(self, problem, start):
+        branches = [partial(solver.init, problem) for solver in self.solvers]
+        return jax.lax.switch(self.which, branches, start)
+
+    def step(self, problem, state):
+        branches = [partial(solver.step, problem) for solver in self.solvers]
+        return jax.lax.switch(self.which, branches, state)
+
+
+SINGLE_CALL = (
+    PastExtragradient(0.15),
+    ReflectedGradient(0.1),
+    OptimisticGradient(0.15),
+)
+GAMES = [pulled_game(0), pulled_game(1)]
 CASES = [
     Case(
         lambda: Extragradient(0.2),
-        [pulled_game(0), pulled_game(1)],
+        GAMES,
         jnp.zeros(3),
         tags={"shift", "permutation", "reflection"},
         name="extragradient",
     ),
-    Case(
-        lambda: PastExtragradient(0.15),
-        [pulled_game(0), pulled_game(1)],
-        jnp.zeros(3),
-        name="past extragradient",
+    *(
+        Case(
+            lambda number=number: OneOf(jnp.array(number), SINGLE_CALL),
+            GAMES,
+            jnp.zeros(3),
+            name=type(solver).__name__,
+        )
+        for number, solver in enumerate(SINGLE_CALL)
     ),
+    Case(lambda: ProximalPoint(2.0), GAMES, jnp.zeros(3)),
 ]
 test_contract = contract(CASES)
 

@@ -76,23 +76,30 @@ class ProximalPoint(Solver):
 
     def step(self, problem, state):
         game = as_game(problem)
-        z, unravel = ravel_pytree(state.x)
-        size = jnp.asarray(self.stepsize, z.dtype)
-
-        def gap(y):
-            """The inner equation at `y`, and `F(y)`."""
-            force = ravel_pytree(game.apply(unravel(y)))[0]
-            back = ravel_pytree(game.backward(unravel(z - size * force), size))[0]
-            return y - back, force
-
-        end = _newton(gap, z, self.max_inner)
-        y = unravel(end.y)
-        condition = game.condition_with(y, unravel(end.force))
+        y, force, gap, calls = _implicit(game, state.x, self.stepsize, self.max_inner)
+        condition = game.condition_with(y, force)
+        z = ravel_pytree(state.x)[0]
         near = float(np.sqrt(np.finfo(z.dtype).eps))
-        solved = end.size <= near * (1 + jnp.linalg.norm(z))
+        solved = gap <= near * (1 + jnp.linalg.norm(z))
         status: Any = jnp.where(solved, Status.RUNNING, Status.STALLED)
-        calls: Any = end.calls * game.cost
-        return State(y, condition, evaluations=calls, status=status)
+        cost: Any = calls * game.cost
+        return State(y, condition, evaluations=cost, status=status)
+
+
+@eqx.filter_jit  # steps outside of `solve` share its compilation
+def _implicit(game, x, stepsize, max_inner):
+    """The implicit step, `F` there, the gap left in its equation, evaluations."""
+    z, unravel = ravel_pytree(x)
+    size = jnp.asarray(stepsize, z.dtype)
+
+    def gap(y):
+        """The equation at `y`, and `F(y)`."""
+        force = ravel_pytree(game.apply(unravel(y)))[0]
+        back = ravel_pytree(game.backward(unravel(z - size * force), size))[0]
+        return y - back, force
+
+    end = _newton(gap, z, max_inner)
+    return unravel(end.y), unravel(end.force), end.size, end.calls
 
 
 class _Inner(eqx.Module):

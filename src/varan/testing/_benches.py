@@ -13,6 +13,7 @@ import numpy as np
 from ..core import Smooth, solve
 from ..core._solve import _as_solver
 from ._tools import (
+    TRACES,
     View,
     cast,
     counted,
@@ -32,7 +33,11 @@ class _Bench:
 
     def __init__(self, case: Case):
         self.case = case
-        self.traces = 0
+        self._traces = 0
+
+    @property
+    def traces(self):
+        return self._traces
 
     @functools.cached_property
     def method(self):
@@ -58,7 +63,7 @@ class _Bench:
         return self.method(*instance)
 
     def run(self, instance):
-        self.traces += 1
+        self._traces += 1
         return self.call(instance)
 
     def eager_and_jitted(self):
@@ -123,7 +128,11 @@ class _CertificateBench(_Bench):
 class _SolverBench(_Bench):
     @functools.cached_property
     def instances(self):
-        return [counted(cast(p, jnp.float64), self) for p in self.case.instances]
+        return [counted(cast(p, jnp.float64)) for p in self.case.instances]
+
+    @property
+    def traces(self):  # of all cases with problems of this class
+        return TRACES[type(self.case.instances[0])]
 
     @functools.cached_property
     def start(self):

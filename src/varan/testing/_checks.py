@@ -162,7 +162,7 @@ def _failing_says_so(bench):
     assert end.status != Status.RUNNING
     assert not end.converged or end.residual <= tiny, "tol beyond reach, yet converged"
     if bench.case.unsolvable is not None:
-        problem = counted(cast(bench.case.unsolvable, jnp.float64), bench)
+        problem = counted(cast(bench.case.unsolvable, jnp.float64))
         assert not bench.solve(problem).converged, "solved what has no solution"
 
 
