@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._amp import AMPState as AMPState
+    from ._amp import amp as amp
+    from ._diagonal_linear import DiagonalFlow as DiagonalFlow
+    from ._diagonal_linear import DiagonalLinear as DiagonalLinear
     from ._engine import Call as Call
     from ._engine import Diagnostics as Diagnostics
     from ._engine import PerturbedState as PerturbedState
     from ._engine import Rule as Rule
     from ._engine import grad_fn_from as grad_fn_from
     from ._engine import perturbed as perturbed
+    from ._fad import fad as fad
+    from ._fsam import FisherMaskState as FisherMaskState
+    from ._fsam import fisher_diagonal as fisher_diagonal
+    from ._fsam import fisher_masked as fisher_masked
+    from ._fsam import fsam as fsam
+    from ._gam import gam as gam
+    from ._gradient_regularisation import (
+        GradientRegularisationState as GradientRegularisationState,
+    )
+    from ._gradient_regularisation import flooding as flooding
+    from ._gradient_regularisation import gr as gr
     from ._group_actions import DataDependentGL as DataDependentGL
     from ._group_actions import EllipsoidRotation as EllipsoidRotation
     from ._group_actions import GLLinear as GLLinear
@@ -62,13 +77,18 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
+        "AMPState": "_amp",
         "Call": "_engine",
         "DataDependentGL": "_group_actions",
         "Diagnostics": "_engine",
+        "DiagonalFlow": "_diagonal_linear",
+        "DiagonalLinear": "_diagonal_linear",
         "Eigenpairs": "_hessian",
         "EllipsoidRotation": "_group_actions",
+        "FisherMaskState": "_fsam",
         "GLLinear": "_group_actions",
         "GradNorm": "_teleport_objectives",
+        "GradientRegularisationState": "_gradient_regularisation",
         "GroupAction": "_group_actions",
         "LogitLoss": "_objective",
         "MeasureResult": "_objective",
@@ -83,13 +103,21 @@ __getattr__, __dir__, __all__ = _attach(
         "TeleportObjective": "_teleport_objectives",
         "TeleportReport": "_teleport",
         "TeleportState": "_teleport",
+        "amp": "_amp",
         "asam": "_sam",
         "complement": "_masks",
         "curvature": "_teleport_objectives",
         "dnsam": "_sam_sde",
         "elementwise_scale": "_masks",
+        "fad": "_fad",
+        "fisher_diagonal": "_fsam",
+        "fisher_masked": "_fsam",
         "first_order_flatness": "_measures",
+        "flooding": "_gradient_regularisation",
+        "fsam": "_fsam",
+        "gam": "_gam",
         "ggn_operator": "_hessian",
+        "gr": "_gradient_regularisation",
         "grad_fn_from": "_engine",
         "hessian_operator": "_hessian",
         "hessian_top": "_hessian",

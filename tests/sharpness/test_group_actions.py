@@ -1,0 +1,191 @@
+"""Group actions: identity, inverse, exactness on all inputs, and who may use them."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+
+from varan.sharpness import (
+    DataDependentGL,
+    EllipsoidRotation,
+    GLLinear,
+    OrthogonalRadial,
+    RescaleReLU,
+    linear_layers,
+)
+
+
+def leaky(z):
+    return jnp.where(z > 0, z, z / 10)
+
+
+def radial(z):
+    square = jnp.sum(z * z, axis=-1, keepdims=True)
+    return z * square / (1 + square)
+
+
+def linear(z):
+    return z
+
+
+def net(key, widths, use_bias):
+    keys = jax.random.split(key, len(widths) - 1)
+    sizes = zip(widths[:-1], widths[1:], keys, strict=True)
+    return [eqx.nn.Linear(a, b, use_bias, key=k) for a, b, k in sizes]
+
+
+def outputs(layers, x, activation):
+    for layer in layers[:-1]:
+        x = x @ layer.weight.T + (0 if layer.bias is None else layer.bias[None, :])
+        x = activation(x)
+    last = layers[-1]
+    return x @ last.weight.T + (0 if last.bias is None else last.bias[None, :])
+
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (5, 3))
+EXACT = [
+    (RescaleReLU(), jax.nn.relu),
+    (RescaleReLU(leaky), leaky),
+    (GLLinear(), linear),
+    (OrthogonalRadial(radial), radial),
+]
+exact = pytest.mark.parametrize(
+    ("action", "activation"), EXACT, ids=["relu", "leaky", "linear", "radial"]
+)
+
+
+def element_of(action, params, size=0.2):
+    identity = action.identity(params)
+    leaves, structure = jtu.tree_flatten(identity)
+    keys = jax.random.split(KEY, len(leaves))
+    drawn = [
+        size * jax.random.normal(k, leaf.shape)
+        for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    return identity, jtu.tree_unflatten(structure, drawn)
+
+
+@exact
+def test_exact_actions_keep_every_output_and_have_inverses(action, activation):
+    params = net(KEY, (3, 4, 6, 2), use_bias=True)
+    identity, element = element_of(action, params)
+    act = jax.jit(lambda params, element: action.act(params, element, None))
+    moved = act(params, element)
+    assert float(jnp.max(jnp.abs(moved[0].weight - params[0].weight))) > 1e-2
+    np.testing.assert_allclose(
+        outputs(moved, X, activation), outputs(params, X, activation), atol=1e-12
+    )
+    back, same = act(moved, action.inverse(element)), act(params, identity)
+    for found in (back, same):
+        jtu.tree_map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, params
+        )
+
+
+@pytest.mark.parametrize(
+    "action", [GLLinear(), OrthogonalRadial(radial)], ids=["linear", "cayley"]
+)
+def test_curves_are_one_parameter_groups_to_the_second_order(action):
+    # exp(2 t M) = exp(t M) exp(t M) up to O(t^3).
+    params = net(KEY, (3, 4, 2), use_bias=False)
+    _, direction = element_of(action, params, size=1.0)
+
+    @jax.jit
+    def defect(t):
+        once = action.act(params, action.curve(direction, t), None)
+        twice = action.act(once, action.curve(direction, t), None)
+        straight = action.act(params, action.curve(direction, 2 * t), None)
+        return jnp.linalg.norm(twice[0].weight - straight[0].weight)
+
+    assert defect(jnp.asarray(1e-2)) < 0.15 * defect(jnp.asarray(2e-2))
+
+
+def test_wide_data_dependent_action_is_exact_on_its_batch_and_nowhere_else():
+    params = net(KEY, (3, 8, 7, 2), use_bias=False)
+    action = DataDependentGL(leaky)
+    identity, element = element_of(action, params, size=0.1)
+    act = jax.jit(lambda params, element: action.act(params, element, (X,)))
+    same = act(params, identity)
+    for a, b in zip(same, params, strict=True):
+        np.testing.assert_allclose(a.weight, b.weight, atol=1e-12)
+    moved = act(params, element)
+    np.testing.assert_allclose(
+        outputs(moved, X, leaky), outputs(params, X, leaky), atol=1e-10
+    )
+    there_and_back = act(moved, action.inverse(element))
+    np.testing.assert_allclose(there_and_back[0].weight, params[0].weight, atol=1e-12)
+    np.testing.assert_allclose(
+        outputs(there_and_back, X, leaky), outputs(params, X, leaky), atol=1e-10
+    )
+    fresh = X + 0.5
+    assert not np.allclose(
+        outputs(moved, fresh, leaky), outputs(params, fresh, leaky), atol=1e-3
+    )
+
+
+def test_narrow_data_dependent_action_is_the_papers_least_squares_fit():
+    params = net(KEY, (3, 2, 2), use_bias=False)
+    _, element = element_of(DataDependentGL(leaky), params)
+    moved = DataDependentGL(leaky).act(params, element, (X,))
+    g = np.eye(2) + np.asarray(element[0])
+    before = np.asarray(params[0].weight) @ np.asarray(X).T
+    old, new = np.asarray(leaky(before)), np.asarray(leaky(g @ before))
+    wanted = np.asarray(params[1].weight) @ old @ np.linalg.pinv(new)
+    np.testing.assert_allclose(moved[1].weight, wanted, atol=1e-10)
+
+
+def test_rank_deficient_activations_are_seen():
+    params = net(KEY, (3, 4, 2), use_bias=False)
+    action = DataDependentGL(leaky)
+    assert not action.degenerate(params, (X,))
+    assert action.degenerate(params, (jnp.tile(X[:1], (5, 1)),))
+
+
+def test_ellipsoid_rotations_keep_the_quadratic():
+    A = jnp.array([[2.0, 0.5, 0], [0.5, 1, 0], [0, 0, 5]])
+    center, w = jnp.array([1.0, -1, 0]), jnp.array([0.3, 2.0, 1])
+    action = EllipsoidRotation(A, center)
+    element = jnp.arange(9.0).reshape(3, 3)
+    moved = action.act(w, element, None)
+    for point in (moved, w):
+        assert float((point - center) @ A @ (point - center)) == pytest.approx(
+            float((w - center) @ A @ (w - center)), abs=1e-12
+        )
+    back = action.act(moved, action.inverse(element), None)
+    np.testing.assert_allclose(back, w, atol=1e-12)
+
+
+def test_layers_of_a_model_are_found_through_its_structure():
+    model = eqx.nn.MLP(3, 2, 4, depth=2, key=KEY)
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    assert len(linear_layers(params)) == 3
+    action = RescaleReLU()
+    moved = action.act(params, element_of(action, params)[1], None)
+    np.testing.assert_allclose(
+        eqx.combine(moved, static)(X[0]), model(X[0]), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RescaleReLU(jnp.tanh), "positively homogeneous .*; tanh is not"),
+        (lambda: OrthogonalRadial(jax.nn.relu), "radial .*; relu is not"),
+        (lambda: RescaleReLU().identity(net(KEY, (3, 2), True)), "two or more layers"),
+        (
+            lambda: GLLinear().identity(2 * net(KEY, (3, 2), True)),
+            r"as wide as the next one's input \(got weights of shapes",
+        ),
+        (
+            lambda: DataDependentGL(leaky).identity(net(KEY, (3, 2, 2), True)),
+            r"must have no bias \(layer 0 has one\)",
+        ),
+        (lambda: EllipsoidRotation(-jnp.eye(2)), "positive definite"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
