@@ -12,6 +12,8 @@ from .._lazy import attach as _attach
 if TYPE_CHECKING:
     from ._amp import AMPState as AMPState
     from ._amp import amp as amp
+    from ._correlate import CorrelationTable as CorrelationTable
+    from ._correlate import correlate as correlate
     from ._diagonal_linear import DiagonalFlow as DiagonalFlow
     from ._diagonal_linear import DiagonalLinear as DiagonalLinear
     from ._engine import Call as Call
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from ._fsam import fisher_masked as fisher_masked
     from ._fsam import fsam as fsam
     from ._gam import gam as gam
-    from ._gradient_regularisation import (
-        GradientRegularisationState as GradientRegularisationState,
-    )
     from ._gradient_regularisation import flooding as flooding
     from ._gradient_regularisation import gr as gr
     from ._group_actions import DataDependentGL as DataDependentGL
@@ -57,10 +56,19 @@ if TYPE_CHECKING:
     from ._sam import asam as asam
     from ._sam import sam as sam
     from ._sam import usam as usam
+    from ._sam_edge import QuadraticRegression as QuadraticRegression
+    from ._sam_edge import normalised_eigenvalue as normalised_eigenvalue
+    from ._sam_edge import sam_edge as sam_edge
     from ._sam_sde import SamSDE as SamSDE
     from ._sam_sde import dnsam as dnsam
     from ._sam_sde import sam_sde as sam_sde
     from ._sam_sde import stationary_variance as stationary_variance
+    from ._sam_variants import WeightAverage as WeightAverage
+    from ._sam_variants import averaged_weights as averaged_weights
+    from ._sam_variants import gsam as gsam
+    from ._sam_variants import looksam as looksam
+    from ._sam_variants import lsam as lsam
+    from ._sam_variants import wasam as wasam
     from ._spectrum import SpectralDensity as SpectralDensity
     from ._spectrum import hessian_trace as hessian_trace
     from ._spectrum import spectral_density as spectral_density
@@ -73,12 +81,18 @@ if TYPE_CHECKING:
     from ._teleport_objectives import PerturbedLoss as PerturbedLoss
     from ._teleport_objectives import TeleportObjective as TeleportObjective
     from ._teleport_objectives import curvature as curvature
+    from ._tram import TRAMState as TRAMState
+    from ._tram import tram as tram
+    from ._tram import tram_fisher as tram_fisher
+    from ._top_eigs import TopEigs as TopEigs
+    from ._top_eigs import track_top_eigs as track_top_eigs
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "AMPState": "_amp",
         "Call": "_engine",
+        "CorrelationTable": "_correlate",
         "DataDependentGL": "_group_actions",
         "Diagnostics": "_engine",
         "DiagonalFlow": "_diagonal_linear",
@@ -96,39 +110,50 @@ __getattr__, __dir__, __all__ = _attach(
         "OrthogonalRadial": "_group_actions",
         "PerturbedLoss": "_teleport_objectives",
         "PerturbedState": "_engine",
+        "QuadraticRegression": "_sam_edge",
         "RescaleReLU": "_group_actions",
         "Rule": "_engine",
         "SamSDE": "_sam_sde",
         "SpectralDensity": "_spectrum",
+        "TRAMState": "_tram",
         "TeleportObjective": "_teleport_objectives",
         "TeleportReport": "_teleport",
         "TeleportState": "_teleport",
+        "TopEigs": "_top_eigs",
+        "WeightAverage": "_sam_variants",
         "amp": "_amp",
         "asam": "_sam",
+        "averaged_weights": "_sam_variants",
         "complement": "_masks",
+        "correlate": "_correlate",
         "curvature": "_teleport_objectives",
         "dnsam": "_sam_sde",
         "elementwise_scale": "_masks",
         "fad": "_fad",
+        "first_order_flatness": "_measures",
         "fisher_diagonal": "_fsam",
         "fisher_masked": "_fsam",
-        "first_order_flatness": "_measures",
         "flooding": "_gradient_regularisation",
         "fsam": "_fsam",
         "gam": "_gam",
         "ggn_operator": "_hessian",
         "gr": "_gradient_regularisation",
         "grad_fn_from": "_engine",
+        "gsam": "_sam_variants",
         "hessian_operator": "_hessian",
         "hessian_top": "_hessian",
         "hessian_trace": "_spectrum",
         "hvp": "_hessian",
         "layerwise_scale": "_masks",
         "linear_layers": "_group_actions",
+        "looksam": "_sam_variants",
+        "lsam": "_sam_variants",
         "norm_params": "_masks",
+        "normalised_eigenvalue": "_sam_edge",
         "perturbed": "_engine",
         "random_mask_like": "_masks",
         "sam": "_sam",
+        "sam_edge": "_sam_edge",
         "sam_sde": "_sam_sde",
         "sharpness": "_measures",
         "sharpness_quadratic": "_measures",
@@ -136,7 +161,11 @@ __getattr__, __dir__, __all__ = _attach(
         "stationary_variance": "_sam_sde",
         "teleport": "_teleport",
         "topk_mask": "_masks",
+        "track_top_eigs": "_top_eigs",
+        "tram": "_tram",
+        "tram_fisher": "_tram",
         "usam": "_sam",
+        "wasam": "_sam_variants",
         "with_teleport": "_teleport",
     },
 )
