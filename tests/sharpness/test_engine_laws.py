@@ -13,7 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-from varan.sharpness import asam, dnsam, sam, usam
+from varan.sharpness import (
+    amp,
+    asam,
+    dnsam,
+    fad,
+    gam,
+    gr,
+    gsam,
+    looksam,
+    sam,
+    usam,
+    wasam,
+)
 
 RATE = 0.05
 
@@ -37,6 +49,9 @@ class RuleCase:
     extra: object = field(default=lambda loss: {})
 
 
+# Rules of gradient regularisation have no default strength.
+GAMMA, OFF = {"gamma": 0.2}, {"gamma": 0.0}
+
 RULES = {
     "sam": RuleCase(sam, 2, {"rho": 0.0}),
     "sam, p = inf": RuleCase(partial(sam, p=np.inf), 2, {"rho": 0.0}),
@@ -46,6 +61,24 @@ RULES = {
         dnsam, 2, {"rho": 0.0}, extra=lambda loss: {"full_grad_fn": jax.grad(loss)}
     ),
     "usam": RuleCase(usam, 2, {"rho": 0.0}, normalised=False),
+    "gr, forward": RuleCase(partial(gr, eps=0.1, **GAMMA), 2, OFF, normalised=False),
+    "gr, backward": RuleCase(
+        partial(gr, scheme="backward", **GAMMA), 2, OFF, normalised=False
+    ),
+    "gr, central": RuleCase(
+        partial(gr, eps=0.1, scheme="central", **GAMMA), 3, OFF, normalised=False
+    ),
+    "gr, exact": RuleCase(partial(gr, scheme="exact", **GAMMA), 3, OFF),
+    "amp": RuleCase(partial(amp, inner_lr=0.01), 2, {"eps": 0.0}, normalised=False),
+    "amp, leaf, two ascents": RuleCase(
+        partial(amp, ball="leaf", inner_iter=2), 3, {"inner_lr": 0.0}, normalised=False
+    ),
+    "gam": RuleCase(gam, 4, None),
+    "gam, hvp": RuleCase(partial(gam, mode="hvp"), 6, {"alpha": 0.0}),
+    "fad": RuleCase(fad, 4, {"alpha": 0.0}),
+    "looksam": RuleCase(partial(looksam, interval=1), 2, {"rho": 0.0}),
+    "gsam": RuleCase(gsam, 2, {"rho": 0.0, "alpha": 0.0}),
+    "wasam": RuleCase(wasam, 2, {"rho": 0.0}),
 }
 
 

@@ -154,7 +154,8 @@ class SAMformer(eqx.Module):
         self, x: Float[Array, "channels length"]
     ) -> Float[Array, "channels channels"]:
         """The matrix A of one sample: what each channel takes from which."""
-        return self._attention(self._normalised(x)[0])
+        self._check(x)
+        return self._attention(x if self.revin is None else self.revin.normalise(x)[0])
 
     def features(
         self, x: Float[Array, "channels length"]
@@ -166,21 +167,22 @@ class SAMformer(eqx.Module):
         self, x: Float[Array, "channels length"]
     ) -> Float[Array, "channels horizon"]:
         """The forecast of one sample."""
-        z, level_and_scale = self._normalised(x)
-        y = self.features(z) @ self.head
-        return y if self.revin is None else self.revin.restore(y, level_and_scale)
+        self._check(x)
+        if self.revin is None:
+            return self.features(x) @ self.head
+        z, level_and_scale = self.revin.normalise(x)
+        return self.revin.restore(self.features(z) @ self.head, level_and_scale)
 
     def _attention(self, z):
         scores = (z @ self.query) @ (z @ self.key).T
         return jax.nn.softmax(scores / self.query.shape[1] ** 0.5, axis=-1)
 
-    def _normalised(self, x):
+    def _check(self, x):
         if x.ndim != 2 or x.shape[1] != len(self.head):
             raise ValueError(
                 "SAMformer: a sample must have shape (channels, "
                 f"{len(self.head)}), time last (got {x.shape})."
             )
-        return (x, None) if self.revin is None else self.revin.normalise(x)
 
 
 def attention_entropy(
