@@ -81,11 +81,11 @@ if TYPE_CHECKING:
     from ._teleport_objectives import PerturbedLoss as PerturbedLoss
     from ._teleport_objectives import TeleportObjective as TeleportObjective
     from ._teleport_objectives import curvature as curvature
+    from ._top_eigs import TopEigs as TopEigs
+    from ._top_eigs import track_top_eigs as track_top_eigs
     from ._tram import TRAMState as TRAMState
     from ._tram import tram as tram
     from ._tram import tram_fisher as tram_fisher
-    from ._top_eigs import TopEigs as TopEigs
-    from ._top_eigs import track_top_eigs as track_top_eigs
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,

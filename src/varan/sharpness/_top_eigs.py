@@ -54,7 +54,7 @@ def track_top_eigs(
     """Trains on the whole batch and looks at the top eigenvalues as it goes.
 
     Each look costs one gradient and the Hessian-vector products of `hessian_top`, some
-    ten to thirty. Under `jax.jit` with the settings of the optimiser as arguments, other
+    ten to thirty. Under `jax.jit`, with the optimiser's settings as arguments, other
     settings compile nothing new. A run that diverges stops, and keeps its curve.
 
     Args:
@@ -113,7 +113,7 @@ def track_top_eigs(
         return gradient_update(loss, arrays, state, optimiser)
 
     def unfinished(carry):
-        _, index, seen, healthy = carry
+        _, index, _, healthy = carry
         return (index < looks) & healthy
 
     def chunk(carry):
