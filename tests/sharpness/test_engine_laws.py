@@ -18,11 +18,14 @@ from varan.sharpness import (
     asam,
     dnsam,
     fad,
+    fsam,
     gam,
     gr,
     gsam,
     looksam,
     sam,
+    tram,
+    tram_fisher,
     usam,
     wasam,
 )
@@ -79,6 +82,25 @@ RULES = {
     "looksam": RuleCase(partial(looksam, interval=1), 2, {"rho": 0.0}),
     "gsam": RuleCase(gsam, 2, {"rho": 0.0, "alpha": 0.0}),
     "wasam": RuleCase(wasam, 2, {"rho": 0.0}),
+    "sam, masked": RuleCase(
+        partial(sam, mask={"kernel": False, "shift": True}), 2, {"rho": 0.0}
+    ),
+    "fsam": RuleCase(partial(fsam, fisher="batch", keep_ratio=0.4), 2, {"rho": 0.0}),
+    "tram": RuleCase(
+        partial(tram, distance="input"),
+        2,
+        {"scale": 0.0},
+        extra=lambda loss: {"logits_fn": lambda p, noise: noise(p["kernel"])},
+    ),
+    "tram, fisher": RuleCase(
+        tram_fisher,
+        2,
+        {"rho": 0.0},
+        normalised=False,
+        extra=lambda loss: {
+            "noisy_grad_fn": lambda p, noise: jax.grad(loss)(jax.tree.map(noise, p))
+        },
+    ),
 }
 
 
