@@ -16,10 +16,8 @@ import argparse
 import itertools
 import json
 import time
-from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from varan.claims.sharpness import _benchmark as bench
 from varan.claims.sharpness._arms import ARMS

@@ -174,7 +174,7 @@ class Run(NamedTuple):
     arm: str
     params: PyTree
     steps: int
-    gradients: int
+    gradients: int  # of a batch; counted by the optimiser where it counts
     curve: np.ndarray  # gradients so far, mean loss since: about sixty points
     test_error: float
     test_nll: float
@@ -225,7 +225,7 @@ def run_arm(
     length = max(int(steps * arm.share(parameter)), 1)
     dtype = data.train[0].dtype
     numbers = (jnp.asarray(rate, dtype), jnp.asarray(parameter, dtype))
-    params, taken, curve, found = _train(
+    params, taken, spent, curve, found = _train(
         arm, net, data.train, data.test, jax.random.key(seed), numbers, length
     )
     test_error, test_nll, train_error, train_loss = map(float, found)
@@ -236,7 +236,7 @@ def run_arm(
         arm=arm.name,
         params=params,
         steps=int(taken),
-        gradients=arm.cost * int(taken),
+        gradients=int(spent),
         curve=_means(np.asarray(curve), arm.cost * length),
         test_error=test_error,
         test_nll=float(_finite(test_nll)),
@@ -300,7 +300,7 @@ def _train(arm, net, train, test, key, numbers, length):
         curve = curve.at[:, part].add(jnp.stack([value, jnp.ones_like(value)]))
         return step + 1, params, state, order, curve, jnp.isfinite(value)
 
-    step, params, _, _, curve, _ = jax.lax.while_loop(
+    step, params, state, _, curve, _ = jax.lax.while_loop(
         lambda carry: (carry[0] < length) & carry[-1],
         one_step,
         (
@@ -319,7 +319,8 @@ def _train(arm, net, train, test, key, numbers, length):
             1 - accuracy(logits, labels),
             negative_log_likelihood(logits, labels),
         ]
-    return params, step, curve, found
+    spent = optax.tree.get(state, "grad_evals", arm.cost * step)
+    return params, step, spent, curve, found
 
 
 def flatness(
