@@ -29,9 +29,16 @@ if TYPE_CHECKING:
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
     from ._nodes import UnsupportedPrimitive as UnsupportedPrimitive
+    from ._onnx import OnnxNetwork as OnnxNetwork
+    from ._onnx import load_onnx as load_onnx
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
     from ._sets import Box as Box
+    from ._verify import Verification as Verification
+    from ._verify import robustness_property as robustness_property
+    from ._verify import verify as verify
+    from ._vnnlib import UnsafeCase as UnsafeCase
+    from ._vnnlib import read_vnnlib as read_vnnlib
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -42,16 +49,23 @@ __getattr__, __dir__, __all__ = _attach(
         "ExactLipschitz": "_exact",
         "LipschitzResult": "_result",
         "Monotonicity": "_monotone",
+        "OnnxNetwork": "_onnx",
         "PiecewiseLinear": "_curves",
         "SmoothCurve": "_curves",
+        "UnsafeCase": "_vnnlib",
         "UnsupportedPrimitive": "_nodes",
+        "Verification": "_verify",
         "bounds": "_forward",
         "certified_radius": "_radius",
         "exact_lipschitz": "_exact",
         "jacobian_bounds": "_lipschitz",
         "jvp_bounds": "_lipschitz",
+        "load_onnx": "_onnx",
         "local_lipschitz": "_lipschitz",
         "monotone": "_monotone",
+        "read_vnnlib": "_vnnlib",
         "register_activation": "_builder",
+        "robustness_property": "_verify",
+        "verify": "_verify",
     },
 )

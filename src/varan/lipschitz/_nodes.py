@@ -22,6 +22,8 @@ class UnsupportedPrimitive(TypeError):
         self.name, self.where = name, where
         hint = {
             "exp": " If this is a softmax, return the logits instead.",
+            "Softmax": " Export the logits instead.",
+            "LogSoftmax": " Export the logits instead.",
             "reduce_max": " If this is a softmax, return the logits instead.",
             "scan": " Unroll the loop.",
             "while": " Unroll the loop.",

@@ -1,0 +1,396 @@
+"""ONNX files as callables: read as data, checked against ONNX's own evaluator.
+
+Whatever does not depend on the network's input is computed once when the file is read;
+the rest becomes a list of JAX functions, so that everything that takes a JAX callable
+takes the network: bounds, Lipschitz constants, gradients, jit and vmap.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._nodes import UnsupportedPrimitive
+from ._onnx_operators import KNOWN_INPUTS, MOST_ENTRIES, ON_SHAPES, OPERATORS, Node
+
+# The oldest operator set whose arithmetic broadcasts as NumPy's does.
+_OLDEST_OPSET = 7
+_MOST_BYTES = 2_000_000_000
+_MOST_SHAPE_ENTRIES = 10_000
+_TRIALS = 3
+
+
+class _Program:
+    """The nodes that depend on the input, in order; one object is one program."""
+
+    def __init__(self, nodes: list[Node]):
+        self.nodes = nodes
+
+
+class OnnxNetwork(eqx.Module):
+    """A network read from an ONNX file, callable on one input without batch axis.
+
+    It computes in the precision of its input, whatever the file's: give it float64 for
+    certificates.
+
+    Args:
+        weights: The file's constants by name.
+        program: The nodes that depend on the input.
+        input_name: Name of the input.
+        input_shape: Its shape without the batch axis.
+        batched: Whether the file has a batch axis, of one sample or of any number.
+        output_name: Name of the output.
+    """
+
+    weights: dict[str, np.ndarray]
+    program: _Program = eqx.field(static=True)
+    input_name: str = eqx.field(static=True)
+    input_shape: tuple[int, ...] = eqx.field(static=True)
+    batched: bool = eqx.field(static=True)
+    output_name: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, ...]) -> Float[Array, ...]:
+        """The network's output, without batch axis if it has one of length 1."""
+        if jnp.shape(x) != self.input_shape:
+            raise ValueError(
+                f"OnnxNetwork: the input must have shape {self.input_shape} "
+                f"(got {jnp.shape(x)})."
+            )
+        out = self._run(x[None] if self.batched else x)
+        return out[0] if self.batched and out.ndim > 1 and out.shape[0] == 1 else out
+
+    def _run(self, x):
+        values: dict[str, Any] = {self.input_name: x}
+        for node in self.program.nodes:
+            inputs = [
+                node.fixed[place]
+                if place in node.fixed
+                else self._read(values, name, x.dtype)
+                for place, name in enumerate(node.inputs)
+            ]
+            values[node.outputs[0]] = _apply(node, inputs)
+        return values[self.output_name]
+
+    def _read(self, values, name, dtype):
+        if not name:
+            return None
+        if name in values:
+            return values[name]
+        weight = self.weights[name]
+        return weight.astype(dtype) if _floating(weight) else weight
+
+
+def load_onnx(path: str | Path) -> OnnxNetwork:
+    """Reads a feed-forward or convolutional network from an ONNX file.
+
+    Nothing in the file is executed and no other file is opened. Every operator must be
+    one of those below; the network that is built is compared with ONNX's reference
+    evaluator on random inputs before it is returned.
+
+    Args:
+        path: An `.onnx` file, or one compressed as `.onnx.gz`. One input with at most
+            one free dimension, the batch; one output.
+
+    Returns:
+        The network, a callable of one input without batch axis.
+
+    Raises:
+        ModuleNotFoundError: Without the package `onnx` (the extra `varan[onnx]`).
+        ValueError: A file that is damaged, of another operator set, with external data
+            or several inputs, or whose values differ from the reference evaluator's.
+        UnsupportedPrimitive: An operator that is not supported, by name.
+
+    Example:
+        >>> import pytest
+        >>> onnx = pytest.importorskip("onnx")
+        >>> import tempfile, numpy as np, jax.numpy as jnp
+        >>> from onnx import TensorProto, helper, numpy_helper
+        >>> from varan.lipschitz import load_onnx
+        >>> vector = lambda name: helper.make_tensor_value_info(
+        ...     name, TensorProto.FLOAT, [1, 2])
+        >>> weight = numpy_helper.from_array(np.float32([[1, 2], [3, 4]]), "W")
+        >>> nodes = [helper.make_node("MatMul", ["x", "W"], ["h"]),
+        ...          helper.make_node("Relu", ["h"], ["y"])]
+        >>> graph = helper.make_graph(
+        ...     nodes, "g", [vector("x")], [vector("y")], [weight])
+        >>> opset = [helper.make_opsetid("", 17)]
+        >>> model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+        >>> with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        ...     onnx.save(model, file.name)
+        ...     network = load_onnx(file.name)
+        >>> [float(v) for v in network(jnp.array([1.0, -1.0]))]
+        [0.0, 0.0]
+
+    Source:
+        The Open Neural Network Exchange, operator sets 7 and later.
+    """
+    path = Path(path)
+    model = _parse(path)
+    try:
+        network = _network(path, model)
+        _compare(path, model, network)
+    except _Problem as problem:
+        raise ValueError(f"load_onnx: {path.name}: {problem}") from problem
+    return network
+
+
+class _Problem(Exception):
+    """One sentence on what is wrong with a file."""
+
+
+def _parse(path: Path):
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "load_onnx: the package `onnx` is needed. Install varan[onnx]."
+        ) from error
+    from google.protobuf.message import DecodeError
+
+    try:
+        with open(path, "rb") as file:
+            compressed = path.suffix == ".gz"
+            opened = gzip.GzipFile(fileobj=file) if compressed else file
+            data = opened.read(_MOST_BYTES + 1)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"load_onnx: {path}: {reason}.") from error
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"load_onnx: {path.name} is larger than {_MOST_BYTES} bytes.")
+    try:
+        return onnx.load_model_from_string(data)
+    except DecodeError as error:
+        raise ValueError(
+            f"load_onnx: {path.name} is no ONNX file, or a damaged one. Export it anew."
+        ) from error
+
+
+def _network(path: Path, model) -> OnnxNetwork:
+    graph = model.graph
+    opset = _opset(model)
+    weights = {t.name: _tensor(t, f"tensor {t.name!r}") for t in graph.initializer}
+    if graph.sparse_initializer:
+        raise _Problem("sparse tensors are not supported.")
+    given = [i for i in graph.input if i.name not in weights]
+    if len(given) != 1 or len(graph.output) != 1:
+        raise _Problem(
+            f"one input and one output are needed (got {len(given)} and "
+            f"{len(graph.output)})."
+        )
+    shape, batched = _input_shape(given[0])
+    x = jax.ShapeDtypeStruct((1, *shape) if batched else shape, jnp.float32)
+    known, avals, program = dict(weights), {given[0].name: x}, []
+    for proto in graph.node:
+        node = _node(proto, path)
+        if _shapes_only(node, known):
+            known[node.outputs[0]] = _of_shapes(node, proto, opset, known, avals)
+        elif node.operator not in OPERATORS:
+            raise UnsupportedPrimitive(node.operator, path.name)
+        else:
+            _place(node, known, avals, program)
+    output = graph.output[0].name
+    if output not in avals:
+        raise _Problem("the output does not depend on the input.")
+    read = {
+        name
+        for node in program
+        for place, name in enumerate(node.inputs)
+        if place not in node.fixed
+    }
+    return OnnxNetwork(
+        {name: value for name, value in known.items() if name in read},
+        _Program(program),
+        given[0].name,
+        shape,
+        batched,
+        output,
+    )
+
+
+def _place(node: Node, known: dict, avals: dict, program: list) -> None:
+    """Computes a node now, or puts it into the program."""
+    for place, name in enumerate(node.inputs):
+        if name and name not in known and name not in avals:
+            raise _Problem(f"{_called(node)} reads {name!r}, which nothing makes.")
+        if name and place in KNOWN_INPUTS.get(node.operator, ()):
+            if name in avals:
+                raise _Problem(
+                    f"input {place} of {_called(node)} depends on the network's input."
+                )
+            node.fixed[place] = known[name]
+    out = _shape_of(node, known, avals)
+    if all(not name or name in known for name in node.inputs):
+        inputs = [known[name] if name else None for name in node.inputs]
+        known[node.outputs[0]] = np.asarray(_apply(node, inputs))
+    else:
+        avals[node.outputs[0]] = out
+        program.append(node)
+
+
+def _shapes_only(node: Node, known: dict) -> bool:
+    """Whether a node computes with integers that the file or its shapes give."""
+    if node.operator in ("Constant", "Shape"):
+        return True
+    values = [known.get(name) for name in node.inputs if name]
+    return node.operator in ON_SHAPES and all(
+        v is not None and not _floating(v) for v in values
+    )
+
+
+def _of_shapes(node: Node, proto, opset: int, known: dict, avals: dict) -> np.ndarray:
+    from onnx.reference import ReferenceEvaluator
+
+    if node.operator == "Shape":
+        source = node.inputs[0]
+        shape = (avals[source] if source in avals else known[source]).shape
+        get = node.attributes.get
+        return np.asarray(shape[get("start", 0) : get("end")], np.int64)
+    inputs = {name: known[name] for name in node.inputs if name}
+    grows = node.operator in ("ConstantOfShape", "Expand", "Range", "Reshape")
+    sizes = [v.size for v in inputs.values()]
+    if grows:
+        sizes += [math.prod(int(n) for n in np.ravel(v)) for v in inputs.values()]
+    if max(map(abs, sizes), default=0) > _MOST_SHAPE_ENTRIES:
+        raise _Problem(f"{_called(node)} computes with arrays too large for shapes.")
+    try:
+        (out, *_) = ReferenceEvaluator(proto, opsets={"": opset}).run(None, inputs)
+    except Exception as error:  # each operator has its own
+        raise _Problem(f"{_called(node)} could not be computed: {error}.") from error
+    return np.asarray(out)
+
+
+def _shape_of(node, known, avals):
+    """The output's shape and dtype, without computing or allocating it."""
+    dynamic = [name for name in dict.fromkeys(node.inputs) if name in avals]
+
+    def run(values):
+        found = dict(zip(dynamic, values, strict=True))
+        return _apply(node, [found.get(n, known.get(n)) for n in node.inputs])
+
+    out = jax.eval_shape(run, [avals[name] for name in dynamic])
+    if math.prod(out.shape) > MOST_ENTRIES:
+        raise _Problem(f"{_called(node)} makes an array of shape {out.shape}.")
+    return out
+
+
+def _apply(node: Node, inputs):
+    try:
+        return OPERATORS[node.operator](node, *inputs)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise _Problem(f"{_called(node)}: {error}") from error
+
+
+def _called(node: Node) -> str:
+    return f"{node.operator} ({node.name})" if node.name else node.operator
+
+
+def _node(proto, path: Path) -> Node:
+    if proto.domain not in ("", "ai.onnx"):
+        raise UnsupportedPrimitive(f"{proto.domain}.{proto.op_type}", path.name)
+    used = [name for name in proto.output if name]
+    if len(used) != 1 and proto.op_type not in ("Dropout", "BatchNormalization"):
+        raise _Problem(f"{proto.op_type} ({proto.name}) must have one output.")
+    return Node(
+        proto.op_type,
+        proto.name,
+        {a.name: _attribute(a) for a in proto.attribute},
+        tuple(proto.input),
+        tuple(used[:1]),
+        {},
+    )
+
+
+def _attribute(proto):
+    from onnx import TensorProto, helper
+
+    value = helper.get_attribute_value(proto)
+    if isinstance(value, TensorProto):
+        return _tensor(value, f"attribute {proto.name!r}")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int | float):
+        return value
+    return tuple(value)
+
+
+def _tensor(proto, what: str) -> np.ndarray:
+    from onnx import TensorProto, numpy_helper
+
+    if proto.data_location == TensorProto.EXTERNAL or proto.external_data:
+        raise _Problem(
+            f"{what} lies in another file, which is not opened. Save the model as one "
+            "file."
+        )
+    if math.prod(proto.dims) > MOST_ENTRIES or any(n < 0 for n in proto.dims):
+        raise _Problem(f"{what} has the impossible shape {tuple(proto.dims)}.")
+    try:
+        value = numpy_helper.to_array(proto)
+    except Exception as error:  # each version of onnx has its own
+        raise _Problem(f"{what} is damaged.") from error
+    if _floating(value) and not np.all(np.isfinite(value)):
+        raise _Problem(f"{what} holds NaN or infinity.")
+    return value
+
+
+def _floating(value: np.ndarray) -> bool:
+    return np.issubdtype(value.dtype, np.floating)
+
+
+def _opset(model) -> int:
+    from onnx import defs
+
+    versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    newest = defs.onnx_opset_version()
+    if len(versions) != 1 or not _OLDEST_OPSET <= versions[0] <= newest:
+        raise _Problem(
+            f"operator sets {_OLDEST_OPSET} to {newest} are supported "
+            f"(got {', '.join(map(str, versions)) or 'none'})."
+        )
+    return versions[0]
+
+
+def _input_shape(info) -> tuple[tuple[int, ...], bool]:
+    kind = info.type.tensor_type
+    sizes = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
+    if not sizes or None in sizes[1:]:
+        raise _Problem(
+            f"input {info.name!r} must have a fixed shape but for the batch "
+            f"(got {sizes})."
+        )
+    batched = sizes[0] in (None, 1) and len(sizes) > 1
+    if sizes[0] is None and not batched:
+        raise _Problem(f"input {info.name!r} has no fixed shape.")
+    shape = tuple(n for n in (sizes[1:] if batched else sizes) if n is not None)
+    if math.prod(shape) > MOST_ENTRIES:
+        raise _Problem(f"input {info.name!r} has the impossible shape {shape}.")
+    return shape, batched
+
+
+def _compare(path: Path, model, network: OnnxNetwork) -> None:
+    """Random inputs through ONNX's own evaluator and through ours."""
+    from onnx.reference import ReferenceEvaluator
+
+    rng = np.random.default_rng(0)
+    evaluator = ReferenceEvaluator(model)
+    run = jax.jit(lambda x: network._run(x))
+    for _ in range(_TRIALS):
+        shape = (1, *network.input_shape) if network.batched else network.input_shape
+        x = rng.standard_normal(shape).astype(np.float32)
+        (expected,) = evaluator.run(None, {network.input_name: x})
+        found = np.asarray(run(x))
+        scale = 1 + np.max(np.abs(expected), initial=0.0)
+        if found.shape != expected.shape or not np.allclose(
+            found, expected, rtol=0, atol=1e-4 * scale
+        ):
+            raise _Problem(
+                "the network that was read does not compute what ONNX's reference "
+                "evaluator does. Please report the file."
+            )

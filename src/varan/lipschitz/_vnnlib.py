@@ -1,0 +1,345 @@
+"""Properties of networks from VNN-LIB files, read as data.
+
+A file states when a property is VIOLATED: inputs in a box, outputs in a polyhedron, or
+a disjunction of such cases. The reader brings the assertions into disjunctive normal
+form and takes both dialects: 1.0 (`declare-const X_0 Real`) and 2.0 (`declare-network`
+with `X[0,1]`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+_TOKEN = re.compile(r"\(|\)|[^\s()\[\]]+(?:\[[^\]]*\])?|\[[^\]]*\]")
+_INDEXED = re.compile(r"([A-Za-z]\w*?)(?:_(\d+)|\[([\d,\s]*)\])$")
+_MOST_CASES = 10_000
+_MOST_VARIABLES = 10_000_000
+_MOST_DEPTH = 100
+_MOST_BYTES = 500_000_000
+
+
+class UnsafeCase(NamedTuple):
+    """Inputs in a box whose outputs lie in a polyhedron: together a violation.
+
+    Attributes:
+        lower: Smallest value of each input, flat.
+        upper: Largest value of each input, flat.
+        A: Coefficients: unsafe where `A @ y <= b` in every row.
+        b: Right-hand sides.
+        strict: Rows where the file says `<`.
+    """
+
+    lower: Float[np.ndarray, " inputs"]
+    upper: Float[np.ndarray, " inputs"]
+    A: Float[np.ndarray, "rows outputs"]
+    b: Float[np.ndarray, " rows"]
+    strict: Bool[np.ndarray, " rows"]
+
+    def contains(self, x: np.ndarray, y: np.ndarray) -> bool:
+        """Whether an input and its output are a violation."""
+        inside = np.all((self.lower <= x) & (x <= self.upper))
+        gap = self.A @ y - self.b
+        return bool(inside and np.all(np.where(self.strict, gap < 0, gap <= 0)))
+
+
+def read_vnnlib(path: str | Path) -> list[UnsafeCase]:
+    """Reads a property from a VNN-LIB file.
+
+    Args:
+        path: A file of version 1.0 or 2.0, or one compressed as `.gz`. Every input
+            needs two bounds; conditions on outputs must be linear.
+
+    Returns:
+        The cases in which the property is violated; it holds if none can happen.
+
+    Raises:
+        ValueError: A file that is damaged or says what is not supported: nonlinear
+            terms, conditions that mix inputs and outputs, inputs without bounds, an
+            empty box, several networks.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from varan.lipschitz import read_vnnlib
+        >>> text = '''
+        ... (declare-const X_0 Real) (declare-const Y_0 Real) (declare-const Y_1 Real)
+        ... (assert (>= X_0 -1)) (assert (<= X_0 1)) (assert (<= Y_0 Y_1))'''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "p.vnnlib")
+        ...     _ = file.write_text(text)
+        ...     (case,) = read_vnnlib(file)
+        >>> case.A.tolist(), case.b.tolist(), case.upper.tolist()
+        ([[1.0, -1.0]], [0.0], [1.0])
+
+    Source:
+        Demarchi, Guidotti, Pulina and Tacchella, 2023, "Supporting Standardization of
+        Neural Networks Verification with VNN-LIB and CoCoNet"; www.vnnlib.org.
+    """
+    path = Path(path)
+    try:
+        return _cases(_read(path))
+    except _Problem as problem:
+        raise ValueError(f"read_vnnlib: {path.name}: {problem}") from problem
+
+
+class _Problem(Exception):
+    """One sentence on what is wrong with a file."""
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            opened = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+            data = opened.read(_MOST_BYTES + 1)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"read_vnnlib: {path}: {reason}.") from error
+    if len(data) > _MOST_BYTES:
+        raise _Problem(f"it is larger than {_MOST_BYTES} bytes.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Problem("it is no text.") from error
+
+
+def _expressions(text: str) -> list:
+    """Nested lists of words; comments run from a semicolon to the end of the line."""
+    text = re.sub(r";[^\n]*", "", text)
+    stack: list[list] = [[]]
+    for token in _TOKEN.findall(text):
+        if token == "(":
+            stack.append([])
+            if len(stack) > _MOST_DEPTH:
+                raise _Problem(f"parentheses are nested deeper than {_MOST_DEPTH}.")
+        elif token == ")":
+            if len(stack) == 1:
+                raise _Problem("there is a closing parenthesis too many.")
+            done = stack.pop()
+            stack[-1].append(done)
+        else:
+            stack[-1].append(token)
+    if len(stack) != 1:
+        raise _Problem("a closing parenthesis is missing; is the file complete?")
+    return stack[0]
+
+
+class _Atom(NamedTuple):
+    """`sum coefficients . variables + constant <= 0` (or `< 0`)."""
+
+    coefficients: dict[tuple[str, int], float]
+    constant: float
+    strict: bool
+
+
+class _Variables:
+    """Declared inputs and outputs, by flat index."""
+
+    def __init__(self):
+        self.sizes = {"input": 0, "output": 0}
+        self.kinds: dict[str, tuple[str, tuple[int, ...] | None]] = {}
+
+    def declare_scalar(self, name: str) -> None:
+        match = _INDEXED.fullmatch(name)
+        if not match or match[1] not in ("X", "Y") or match[2] is None:
+            raise _Problem(f"variables are called X_0, X_1, ... and Y_0, ...: {name}.")
+        kind = "input" if match[1] == "X" else "output"
+        if int(match[2]) != self.sizes[kind]:
+            raise _Problem(f"{name} is declared out of order or twice.")
+        self.sizes[kind] += 1
+        self.kinds[match[1]] = (kind, None)
+
+    def declare_tensor(self, kind: str, name: str, shape: tuple[int, ...]) -> None:
+        if self.sizes[kind]:
+            raise _Problem(f"there is more than one {kind}.")
+        size = math.prod(shape)
+        if not 0 < size <= _MOST_VARIABLES:
+            raise _Problem(f"{kind} {name} has the impossible shape {shape}.")
+        self.sizes[kind] = size
+        self.kinds[name] = (kind, shape)
+
+    def find(self, name: str) -> tuple[str, int]:
+        match = _INDEXED.fullmatch(name)
+        if match is None and name in self.kinds and self.kinds[name][1] in ((), (1,)):
+            return self.kinds[name][0], 0
+        if not match or match[1] not in self.kinds:
+            raise _Problem(f"{name} was not declared.")
+        kind, shape = self.kinds[match[1]]
+        if (shape is None) != (match[3] is None):
+            raise _Problem(f"{name} was not declared.")
+        if shape is None:
+            index = int(match[2])
+        else:
+            place = tuple(int(n) for n in match[3].split(",") if n.strip())
+            if len(place) != len(shape) or any(
+                k >= n for k, n in zip(place, shape, strict=True)
+            ):
+                raise _Problem(f"{name} lies outside the shape {shape}.")
+            index = int(np.ravel_multi_index(place, shape)) if shape else 0
+        if index >= self.sizes[kind]:
+            raise _Problem(f"{name} was not declared.")
+        return kind, index
+
+
+def _cases(text: str) -> list[UnsafeCase]:
+    variables, asserted = _Variables(), []
+    for expression in _expressions(text):
+        if not isinstance(expression, list) or not expression:
+            raise _Problem(f"{expression!r} is no command.")
+        head = expression[0]
+        if head == "declare-const":
+            if len(expression) != 3 or expression[2] != "Real":
+                raise _Problem(f"a declaration is not understood: {expression}.")
+            variables.declare_scalar(expression[1])
+        elif head == "declare-network":
+            _declare_network(expression, variables)
+        elif head == "assert" and len(expression) == 2:
+            asserted.append(expression[1])
+        elif head not in ("vnnlib-version", "set-logic", "check-sat"):
+            raise _Problem(f"the command {head!r} is not supported.")
+    if not all(variables.sizes.values()):
+        raise _Problem("it must declare inputs and outputs.")
+    conjunctions = _normal_form(["and", *asserted], variables)
+    return [_case(atoms, variables.sizes) for atoms in conjunctions]
+
+
+def _declare_network(expression, variables) -> None:
+    if any(kind == "input" for kind, _ in variables.kinds.values()):
+        raise _Problem("it declares more than one network.")
+    for part in expression[2:]:
+        if part[0] not in ("declare-input", "declare-output"):
+            raise _Problem(f"{part[0]!r} is not supported inside a network.")
+        name, kind, *rest = part[1:]
+        if kind not in ("Real", "real", "float32", "float64", "Float32", "Float64"):
+            raise _Problem(f"{name} is of kind {kind}; real numbers are supported.")
+        shape = re.findall(r"-?\d+", rest[0]) if rest else []
+        variables.declare_tensor(part[0][8:], name, tuple(map(int, shape)))
+
+
+def _normal_form(expression, variables: _Variables) -> list[list[_Atom]]:
+    """The expression as a disjunction of conjunctions of inequalities."""
+    if not isinstance(expression, list) or not expression:
+        raise _Problem(f"{expression!r} is no condition.")
+    head, *parts = expression
+    if head == "or":
+        found = [case for part in parts for case in _normal_form(part, variables)]
+    elif head == "and":
+        found = [[]]
+        for part in parts:
+            further = _normal_form(part, variables)
+            if len(found) * len(further) > _MOST_CASES:
+                raise _Problem(f"it has more than {_MOST_CASES} cases.")
+            found = [a + b for a, b in itertools.product(found, further)]
+    elif head in ("<=", "<", ">=", ">", "=", "==") and len(parts) == 2:
+        found = [_comparison(head, *parts, variables)]
+    else:
+        raise _Problem(f"the condition {head!r} is not supported.")
+    if len(found) > _MOST_CASES:
+        raise _Problem(f"it has more than {_MOST_CASES} cases.")
+    return found
+
+
+def _comparison(head, left, right, variables) -> list[_Atom]:
+    (a, u), (b, v) = _linear(left, variables), _linear(right, variables)
+    difference = {k: a.get(k, 0.0) - b.get(k, 0.0) for k in {**a, **b}}
+    negated = {k: -value for k, value in difference.items()}
+    below = _Atom(difference, u - v, head == "<")
+    above = _Atom(negated, v - u, head == ">")
+    if head in ("=", "=="):
+        return [below, above]
+    return [below if head in ("<", "<=") else above]
+
+
+def _linear(term, variables) -> tuple[dict[tuple[str, int], float], float]:
+    """A term as coefficients and a constant."""
+    if isinstance(term, str):
+        try:
+            value = float(term)
+        except ValueError:
+            return {variables.find(term): 1.0}, 0.0
+        if not math.isfinite(value):
+            raise _Problem(f"{term} is no finite number.")
+        return {}, value
+    if not term or not isinstance(term[0], str):
+        raise _Problem("a term is empty.")
+    head, *parts = term
+    linear = [_linear(part, variables) for part in parts]
+    if head == "*":
+        return _product(linear)
+    if head == "+" and linear:
+        return _combined(linear, [1.0] * len(linear))
+    if head == "-" and linear:
+        signs = [-1.0] if len(linear) == 1 else [1.0] + [-1.0] * (len(linear) - 1)
+        return _combined(linear, signs)
+    raise _Problem(f"the operation {head!r} is not supported.")
+
+
+def _product(factors):
+    scale, moving = 1.0, None
+    for coefficients, constant in factors:
+        if not coefficients:
+            scale *= constant
+        elif moving is None:
+            moving = coefficients, constant
+        else:
+            raise _Problem("a product of two variables is not linear.")
+    if moving is None:
+        return {}, scale
+    coefficients, constant = moving
+    return {k: scale * v for k, v in coefficients.items()}, scale * constant
+
+
+def _combined(terms, signs):
+    total: dict[tuple[str, int], float] = {}
+    for (coefficients, _), sign in zip(terms, signs, strict=True):
+        for key, value in coefficients.items():
+            total[key] = total.get(key, 0.0) + sign * value
+    constants = [s * c for (_, c), s in zip(terms, signs, strict=True)]
+    return total, math.fsum(constants)
+
+
+def _case(atoms: list[_Atom], sizes) -> UnsafeCase:
+    lower = np.full(sizes["input"], -np.inf)
+    upper = np.full(sizes["input"], np.inf)
+    rows = []
+    for atom in atoms:
+        terms = {k: v for k, v in atom.coefficients.items() if v}
+        kinds = {kind for kind, _ in terms}
+        if kinds == {"output"}:
+            rows.append((terms, 0.0 - atom.constant, atom.strict))
+        elif kinds == {"input"} and len(terms) == 1:
+            (((_, index), slope),) = terms.items()
+            side = -atom.constant / slope
+            if slope > 0:
+                upper[index] = min(upper[index], side)
+            else:
+                lower[index] = max(lower[index], side)
+        else:
+            raise _Problem(
+                "conditions must bound one input or be linear in outputs alone."
+            )
+    _check_box(lower, upper)
+    A = np.zeros((len(rows), sizes["output"]))
+    for k, (terms, _, _) in enumerate(rows):
+        for (_, index), slope in terms.items():
+            A[k, index] = slope
+    b = np.array([row[1] for row in rows], float)
+    return UnsafeCase(lower, upper, A, b, np.array([r[2] for r in rows], bool))
+
+
+def _check_box(lower, upper) -> None:
+    free = np.flatnonzero(~(np.isfinite(lower) & np.isfinite(upper)))
+    if len(free):
+        raise _Problem(f"input {free[0]} needs a lower and an upper bound.")
+    crossed = np.flatnonzero(lower > upper)
+    if len(crossed):
+        raise _Problem(
+            f"the box is empty: input {crossed[0]} must lie between "
+            f"{lower[crossed[0]]} and {upper[crossed[0]]}."
+        )
