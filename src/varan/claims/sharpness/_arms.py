@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import optax
 from optax.contrib import normalize
 from optax.contrib import sam as optax_sam
 
-from varan.sharpness import asam, sam
+from varan.sharpness import (
+    Rule,
+    asam,
+    complement,
+    elementwise_scale,
+    norm_params,
+    perturbed,
+    random_mask_like,
+    sam,
+)
 
 from ._benchmark import Arm, momentum_sgd
 
@@ -35,6 +46,37 @@ def _optax_sam(schedule, rho):
     )
 
 
+def _sam_on(schedule, rho):
+    return sam(momentum_sgd(schedule), rho, mask=norm_params)
+
+
+def _sam_no_norm(schedule, rho):
+    return sam(momentum_sgd(schedule), rho, mask=complement(norm_params))
+
+
+def _asam_on(schedule, rho):
+    base = momentum_sgd(schedule)
+    return sam(base, rho, adaptive=elementwise_scale, mask=norm_params)
+
+
+def _sam_random(schedule, rho):
+    """SAM on as many random parameters as the norms have: a mask for each start."""
+
+    def drawn(params):
+        bits = jax.lax.bitcast_convert_type(jtu.tree_leaves(params)[0], jnp.uint32)
+        return random_mask_like(
+            norm_params, params, key=jax.random.key(bits.ravel()[0])
+        )
+
+    def direction(g0, params, mask, grad_fn, call):
+        kept = jtu.tree_map(lambda m, g: jnp.where(m, g, 0), mask, g0)
+        length = jnp.maximum(optax.global_norm(kept), 1e-12)
+        e = jtu.tree_map(lambda g: rho * g / length, kept)
+        return grad_fn(jtu.tree_map(jnp.add, params, e)), mask, e
+
+    return perturbed(momentum_sgd(schedule), Rule(direction, drawn))
+
+
 _ARMS = (
     # Baselines.
     Arm("sgd", lambda schedule, _: momentum_sgd(schedule), 1, (0.0,), 0.0),
@@ -59,5 +101,10 @@ _ARMS = (
     Arm("sam", lambda s, rho: sam(momentum_sgd(s), rho), 2, RADII, 0.05),
     Arm("optax-sam", _optax_sam, 2, RADII, 0.05),
     Arm("asam", lambda s, rho: asam(momentum_sgd(s), rho), 2, (0.5, 1, 2, 4, 8), 0.5),
+    # Row 123.
+    Arm("sam-on", _sam_on, 2, (0.5, 1, 2, 4, 8), 0.5),
+    Arm("sam-no-norm", _sam_no_norm, 2, RADII, 0.05),
+    Arm("sam-random", _sam_random, 2, (0.5, 1, 2, 4, 8), 0.5),
+    Arm("asam-on", _asam_on, 2, (0.5, 1, 2, 4, 8), 10.0),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
