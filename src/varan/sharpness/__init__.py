@@ -12,6 +12,10 @@ from .._lazy import attach as _attach
 if TYPE_CHECKING:
     from ._amp import AMPState as AMPState
     from ._amp import amp as amp
+    from ._cells import BallCells as BallCells
+    from ._cells import Cells as Cells
+    from ._cells import GridCells as GridCells
+    from ._cells import kmeans_cells as kmeans_cells
     from ._correlate import CorrelationTable as CorrelationTable
     from ._correlate import correlate as correlate
     from ._diagonal_linear import DiagonalFlow as DiagonalFlow
@@ -53,6 +57,11 @@ if TYPE_CHECKING:
     from ._measures import sharpness_quadratic as sharpness_quadratic
     from ._objective import LogitLoss as LogitLoss
     from ._objective import MeasureResult as MeasureResult
+    from ._ood_bound import OODBound as OODBound
+    from ._ood_bound import Oscillation as Oscillation
+    from ._ood_bound import ood_bound as ood_bound
+    from ._ood_bound import oscillation as oscillation
+    from ._ood_bound import relative_sharpness as relative_sharpness
     from ._sam import asam as asam
     from ._sam import sam as sam
     from ._sam import usam as usam
@@ -91,7 +100,9 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "AMPState": "_amp",
+        "BallCells": "_cells",
         "Call": "_engine",
+        "Cells": "_cells",
         "CorrelationTable": "_correlate",
         "DataDependentGL": "_group_actions",
         "Diagnostics": "_engine",
@@ -102,12 +113,15 @@ __getattr__, __dir__, __all__ = _attach(
         "FisherMaskState": "_fsam",
         "GLLinear": "_group_actions",
         "GradNorm": "_teleport_objectives",
-        "GradientRegularisationState": "_gradient_regularisation",
+        "GRState": "_gradient_regularisation",
+        "GridCells": "_cells",
         "GroupAction": "_group_actions",
         "LogitLoss": "_objective",
         "MeasureResult": "_objective",
+        "OODBound": "_ood_bound",
         "OrbitCurvature": "_teleport_objectives",
         "OrthogonalRadial": "_group_actions",
+        "Oscillation": "_ood_bound",
         "PerturbedLoss": "_teleport_objectives",
         "PerturbedState": "_engine",
         "QuadraticRegression": "_sam_edge",
@@ -144,14 +158,18 @@ __getattr__, __dir__, __all__ = _attach(
         "hessian_top": "_hessian",
         "hessian_trace": "_spectrum",
         "hvp": "_hessian",
+        "kmeans_cells": "_cells",
         "layerwise_scale": "_masks",
         "linear_layers": "_group_actions",
         "looksam": "_sam_variants",
         "lsam": "_sam_variants",
         "norm_params": "_masks",
         "normalised_eigenvalue": "_sam_edge",
+        "ood_bound": "_ood_bound",
+        "oscillation": "_ood_bound",
         "perturbed": "_engine",
         "random_mask_like": "_masks",
+        "relative_sharpness": "_ood_bound",
         "sam": "_sam",
         "sam_edge": "_sam_edge",
         "sam_sde": "_sam_sde",
