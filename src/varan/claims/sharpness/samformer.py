@@ -53,7 +53,8 @@ def _toy(scale, seed):
     plan = (scale["epochs"], scale["chunks"], 64, order)
 
     head = runs.Head(transformer.head)
-    frozen = runs.trained(head, runs.attended(transformer, parts), None, *plan)
+    seen = runs.attended(transformer, parts)
+    frozen = runs.trained(head, seen, None, *plan)
     courses = {
         "linear": runs.trained(head, parts, None, *plan),
         "transformer": runs.trained(transformer, parts, None, *plan),
@@ -69,8 +70,10 @@ def _toy(scale, seed):
     best = min(sharpness_aware, key=lambda rho: sharpness_aware[rho].errors[-1, 1])
     courses["sam"] = sharpness_aware[best]
 
-    oracle = _oracle(parts)
+    oracle = _least_squares(parts)
     numbers = {"chosen_rho": best, "oracle_mse": oracle}
+    # What no head makes good: frozen attention mixes the channels for ever.
+    numbers["frozen_floor"] = _least_squares(seen) - oracle
     for name, course in courses.items():
         numbers[f"{name}_excess"] = course.errors[-1, 2] - oracle
         numbers[f"{name}_stopped_excess"] = course.stopped[2] - oracle
@@ -99,8 +102,7 @@ def _toy(scale, seed):
 def _draw(key, length, horizon, sizes):
     """White noise, and a fixed linear map of it in white noise."""
     for_map, *keys = jax.random.split(key, len(sizes) + 1)
-    # Forecasts of variance 1, as large as the noise.
-    W = jax.random.normal(for_map, (length, horizon)) / length**0.5
+    W = jax.random.normal(for_map, (length, horizon))
     parts = []
     for one, size in zip(keys, sizes, strict=True):
         first, second = jax.random.split(one)
@@ -110,7 +112,7 @@ def _draw(key, length, horizon, sizes):
     return parts
 
 
-def _oracle(parts):
+def _least_squares(parts):
     """Test error of least squares on the training part."""
     (past, future), _, (test_past, test_future) = jax.tree.map(np.asarray, parts)
     W, *_ = np.linalg.lstsq(
