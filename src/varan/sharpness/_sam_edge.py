@@ -126,7 +126,8 @@ class QuadraticRegression(eqx.Module):
         d_out: Number of residuals.
         d_par: Number of parameters.
         q_scale: Size of the curvature: by how much a row of the Jacobian changes for a
-            unit step, not negative. Rows of J have unit length on average.
+            unit step, not negative. Rows of J, and the targets, have unit length on
+            average.
         key: Random key of J, Q and the targets.
 
     Raises:
@@ -167,7 +168,7 @@ class QuadraticRegression(eqx.Module):
         square = jax.random.normal(keys[1], (d_out, d_par, d_par)) / np.sqrt(2)
         square = square + jnp.swapaxes(square, 1, 2)
         self.quadratic = q_scale * unit * square
-        self.targets = jax.random.normal(keys[2], (d_out,))
+        self.targets = jax.random.normal(keys[2], (d_out,)) / np.sqrt(d_out)
 
     def residual(self, theta: Float[Array, " n"]) -> Float[Array, " m"]:
         """z(theta)."""
