@@ -51,17 +51,27 @@ def test_without_gamma_it_is_the_sum_of_two():
     plain = gam(optax.sgd(1.0), gamma=0.0)
     halved = gam(optax.sgd(1.0), gamma=0.0, normalize_scale=True)
     call = Call(None, None, lambda tree: tree, None, {})
-    g = four_gradients(quartic(W), W, 0.2, 0.02, quartic, call)
+    g = four_gradients(quartic(W), W, 0.2, (0.02, 0.02), quartic, call)
     updates, _ = step(plain, W, quartic)
     np.testing.assert_allclose(updates, -(g.up + g.steep_up), rtol=1e-12)
     mean, _ = step(halved, W, quartic)
     np.testing.assert_allclose(mean, updates / 2, rtol=1e-12)
 
 
+def test_with_sam():
+    """g1 at SAM's radius; the other three as before."""
+    both, _ = step(gam(optax.sgd(1.0), gamma=0.0, sam_rho=0.3), W, quartic)
+    g0 = quartic(W)
+    g1 = quartic(W + 0.3 * unit(g0))
+    g2 = quartic(steep := W + 0.2 * unit(g1 - g0))
+    g3 = quartic(steep + 0.02 * unit(g2))
+    np.testing.assert_allclose(both, -(g1 + g3), rtol=1e-10)
+
+
 def test_difference_is_the_curvature_along_the_slope():
     """(g3 - g2) / r' tends to H g2 / |g2|, both steps keeping their own length."""
     call = Call(None, None, lambda tree: tree, None, {})
-    g = four_gradients(quartic(W), W, 0.2, 1e-3, quartic, call)
+    g = four_gradients(quartic(W), W, 0.2, (1e-3, 1e-3), quartic, call)
     product = jax.jacobian(quartic)(W + g.e) @ unit(g.steep)
     difference = (g.steep_up - g.steep) / 1e-3
     assert unit(product) @ unit(difference) > 0.999
@@ -115,6 +125,7 @@ def test_flatness_that_it_seeks():
     [
         ({"rho": 0.0}, "`rho` must be positive"),
         ({"rho_inner": -1.0}, "`rho_inner` must be positive"),
+        ({"sam_rho": 0.0}, "`sam_rho` must be positive"),
         ({"gamma": -1.0}, "`gamma` must not be negative"),
         ({"alpha": -1.0}, "`alpha` must not be negative"),
         ({"betas": (1.0, 1.0)}, r"`betas` must have shape \(3\)"),

@@ -88,8 +88,8 @@ def fad(
     rho_inner = rho if rho_inner is None else rho_inner
 
     def direction(g0, params, state, grad_fn, call):
-        lengths = scheduled(rho, call.step), scheduled(rho_inner, call.step)
-        g = four_gradients(g0, params, *lengths, grad_fn, call)
+        radius, length = scheduled(rho, call.step), scheduled(rho_inner, call.step)
+        g = four_gradients(g0, params, radius, (length, length), grad_fn, call)
         weight = scheduled(alpha, call.step)
         zeroth, first = weight * beta, weight * (1 - beta)
         # Weights, not a difference: for alpha = beta = 1 this is g1 to the last bit.

@@ -19,8 +19,8 @@ from ._vectors import minus, moved
 class FourGradients(NamedTuple):
     """Gradients of one batch, and the way to the steepest point.
 
-    `up - here` is `inner` times `H g / |g|` at the weights to first order, `steep_up -
-    steep` the same at `w + e`.
+    `up - here` over its step's length is `H g / |g|` at the weights to first order,
+    `steep_up - steep` the same at `w + e`.
     """
 
     here: PyTree[Array]
@@ -34,12 +34,12 @@ def four_gradients(
     here: PyTree[Array],
     params: PyTree[Array],
     rho: Float[Array, ""] | float,
-    inner: Float[Array, ""] | float,
+    inner: tuple[Float[Array, ""] | float, Float[Array, ""] | float],
     grad_fn: Callable[[PyTree[Array]], PyTree[Array]],
     call: Call,
     sizes: PyTree[Array] | None = None,
 ) -> FourGradients:
-    """Steps of length `inner` up the slope, of `rho` to the steepest point.
+    """Steps of lengths `inner` up the slope, of `rho` to the steepest point.
 
     All steps keep their length whatever the gradient's, and are zero where it is. With
     `sizes` the balls are relative to them.
@@ -48,9 +48,9 @@ def four_gradients(
     def step(direction, length):
         return ascent(call.restrict(direction), length, sizes=sizes)
 
-    up = grad_fn(moved(params, step(here, inner)))
+    up = grad_fn(moved(params, step(here, inner[0])))
     e = step(minus(up, here), rho)
     there = moved(params, e)
     steep = grad_fn(there)
-    steep_up = grad_fn(moved(there, step(steep, inner)))
+    steep_up = grad_fn(moved(there, step(steep, inner[1])))
     return FourGradients(here, up, steep, steep_up, e)

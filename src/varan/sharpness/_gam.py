@@ -18,7 +18,8 @@ from ..core import _checks as checks
 from ._engine import EngineOptions, Rule, Schedule, perturbed, scheduled
 from ._four_gradients import four_gradients
 from ._sam import ascent
-from ._vectors import inner, minus, moved, of_length, scaled
+from ._vectors import inner as inner_product
+from ._vectors import minus, moved, of_length, scaled
 
 
 def gam(
@@ -32,6 +33,7 @@ def gam(
     alpha: float = 1.0,
     adaptive: bool = False,
     normalize_scale: bool = False,
+    sam_rho: Schedule | None = None,
     **engine: Unpack[EngineOptions],
 ) -> optax.GradientTransformationExtraArgs:
     """Gradient norm aware minimisation (GAM) around any optax optimiser.
@@ -59,6 +61,9 @@ def gam(
         normalize_scale: Divides by `beta1 + beta3`: the direction is about so many
             times as long as a gradient, so a learning rate that suits `base` alone is
             too long by that factor. Only for `"fd"`.
+        sam_rho: Radius of the step to g1, positive, or a schedule; by default
+            `rho_inner`. With a radius of SAM the sum s is of SAM's gradient and GAM's:
+            "SAM and GAM". Only for `"fd"`.
         **engine: Options of `perturbed`: `interval`, `mask`, `microbatch`, ...
 
     Returns:
@@ -88,10 +93,12 @@ def gam(
     Differences:
         Weights and radii of `"fd"` are those of the released code, whose beta_0 is
         never used and is left out. Nothing is added to norms: zero has no direction.
+        How the paper combines SAM and GAM is not in that code; `sam_rho` is our
+        reading.
     """
     checks.check_choice("gam", "mode", mode, ("fd", "hvp"))
-    for name, radius in (("rho", rho), ("rho_inner", rho_inner)):
-        if not callable(radius):
+    for name, radius in (("rho", rho), ("rho_inner", rho_inner), ("sam_rho", sam_rho)):
+        if radius is not None and not callable(radius):
             checks.check_positive("gam", name, radius)
     checks.check_nonnegative("gam", "gamma", gamma)
     checks.check_nonnegative("gam", "alpha", alpha)
@@ -106,17 +113,19 @@ def gam(
     else:
         scale = betas[0] + betas[2] if normalize_scale else 1.0
         weights = (betas[0] / scale, betas[1], betas[2] / scale, gamma / scale)
-        direction = _released(rho, rho_inner, weights, adaptive)
+        lengths = (rho_inner if sam_rho is None else sam_rho, rho_inner)
+        direction = _released(rho, lengths, weights, adaptive)
     return perturbed(base, Rule(direction), **engine)
 
 
-def _released(rho, rho_inner, weights, adaptive):
+def _released(rho, lengths, weights, adaptive):
     first, second, third, gamma = weights
 
     def direction(g0, params, state, grad_fn, call):
-        lengths = scheduled(rho, call.step), scheduled(rho_inner, call.step)
+        radius = scheduled(rho, call.step)
+        inner = tuple(scheduled(length, call.step) for length in lengths)
         sizes = _absolute(params) if adaptive else None
-        g = four_gradients(g0, params, *lengths, grad_fn, call, sizes)
+        g = four_gradients(g0, params, radius, inner, grad_fn, call, sizes)
         s = moved(scaled(g.up, first), scaled(g.steep_up, third))
         other = orthogonal(moved(g.here, scaled(g.steep, second)), s)
         return minus(s, scaled(other, gamma)), state, g.e
@@ -140,8 +149,8 @@ def _exact(rho, alpha, adaptive):
 
 def orthogonal(tree, axis):
     """What of a tree is orthogonal to another; all of it where that is zero."""
-    square = inner(axis, axis)
-    share = inner(tree, axis) / jnp.where(square > 0, square, 1)
+    square = inner_product(axis, axis)
+    share = inner_product(tree, axis) / jnp.where(square > 0, square, 1)
     return minus(tree, scaled(axis, share))
 
 

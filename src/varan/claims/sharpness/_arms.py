@@ -11,9 +11,12 @@ from optax.contrib import sam as optax_sam
 
 from varan.sharpness import (
     Rule,
+    amp,
     asam,
     complement,
     elementwise_scale,
+    gam,
+    gr,
     norm_params,
     perturbed,
     random_mask_like,
@@ -22,8 +25,9 @@ from varan.sharpness import (
 
 from ._benchmark import Arm, momentum_sgd
 
-# Radii of the specification.
+# Radii of the specification, and strengths of gradient regularisation.
 RADII = (0.05, 0.1, 0.3, 0.5, 0.8)
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def _smoothed(logits, labels, smoothing):
@@ -77,6 +81,20 @@ def _sam_random(schedule, rho):
     return perturbed(momentum_sgd(schedule), Rule(direction, drawn))
 
 
+def _gr(scheme):
+    # The paper's "relatively large" ascent, the same for both differences.
+    return lambda schedule, gamma: gr(momentum_sgd(schedule), gamma, 0.1, scheme=scheme)
+
+
+def _gam(schedule, rho):
+    # Of a gradient's length, so that the learning rates mean the same.
+    return gam(momentum_sgd(schedule), rho, normalize_scale=True)
+
+
+def _sam_gam(schedule, rho):
+    return gam(momentum_sgd(schedule), sam_rho=rho, normalize_scale=True)
+
+
 _ARMS = (
     # Baselines.
     Arm("sgd", lambda schedule, _: momentum_sgd(schedule), 1, (0.0,), 0.0),
@@ -101,6 +119,21 @@ _ARMS = (
     Arm("sam", lambda s, rho: sam(momentum_sgd(s), rho), 2, RADII, 0.05),
     Arm("optax-sam", _optax_sam, 2, RADII, 0.05),
     Arm("asam", lambda s, rho: asam(momentum_sgd(s), rho), 2, (0.5, 1, 2, 4, 8), 0.5),
+    # Row 116.
+    Arm("gr-forward", _gr("forward"), 2, STRENGTHS, 0.1),
+    Arm("gr-backward", _gr("backward"), 2, STRENGTHS, 0.1),
+    Arm("gr-exact", _gr("exact"), 3, STRENGTHS, 0.1),
+    # Row 250: a ball for each tensor, as in the released code.
+    Arm(
+        "amp",
+        lambda s, eps: amp(momentum_sgd(s), eps, ball="leaf"),
+        2,
+        (0.03, 0.1, 0.3, 0.5, 1.0),
+        0.5,
+    ),
+    # Row 075.
+    Arm("gam", _gam, 4, (0.05, 0.1, 0.2, 0.5, 1.0), 0.2),
+    Arm("sam-gam", _sam_gam, 4, RADII, 0.05),
     # Row 123.
     Arm("sam-on", _sam_on, 2, (0.5, 1, 2, 4, 8), 0.5),
     Arm("sam-no-norm", _sam_no_norm, 2, RADII, 0.05),
