@@ -56,6 +56,15 @@ def test_the_sharpness_protocols_network_has_its_published_size():
     assert sum(leaf.size for leaf in leaves) == 5248 + 16512 + 1290 + 512
 
 
+def test_matrix_products_are_the_convolutions():
+    model = Conv1DNet(11, 3, 4, (5, 3), key=KEY)
+    x = jax.random.normal(KEY, (11,))
+    signal = x[None]
+    for convolution, norm in zip(model.convolutions, model.norms, strict=True):
+        signal = jax.nn.relu(jax.vmap(norm, 1, 1)(convolution(signal)))
+    np.testing.assert_allclose(model(x), model.head(signal.ravel()), atol=1e-12)
+
+
 @pytest.fixture(scope="module", params=["tanh-last", "lstm-mean"])
 def text_model(request):
     cell, pooling = request.param.split("-")

@@ -6,7 +6,7 @@ sharpness-aware ones take a second gradient of each batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ class Course(NamedTuple):
         errors: Mean squared errors on all parts after each chunk of epochs.
     """
 
-    model: eqx.Module
+    model: Any
     errors: Float[np.ndarray, "chunks parts"]
 
     @property
