@@ -101,6 +101,16 @@ def test_float32_batches():
             np.testing.assert_allclose(plan, project(*lane), atol=2e-4)
 
 
+def test_calls_outside_of_jit_compile_once():
+    compiled = []
+    listen = lambda name, *_, **__: compiled.append("compile" in name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    project_transport(*instance(1.0, 1))
+    before = sum(compiled)
+    project_transport(*instance(1.0, 2))
+    assert sum(compiled) == before > 0
+
+
 def test_empty_polytopes_are_refused():
     x, rows, columns = instance(1.0)
     for project in (project_transport, project_kl_transport):

@@ -219,8 +219,8 @@ def _project(owner, kind, x, rows, columns):
     # Totals that differ by rounding are made equal.
     rows = jnp.where(valid, rows * (total / given), jnp.nan)
     if x.shape[0] > x.shape[1]:
-        return _plan(kind, x.T, columns, rows).T
-    return _plan(kind, x, rows, columns)
+        return _compiled_plan(kind, x.T, columns, rows).T
+    return _compiled_plan(kind, x, rows, columns)
 
 
 class _State(NamedTuple):
@@ -295,6 +295,10 @@ def _plan(kind, x, rows, columns):
     start = _State(zero, g, plan, zero, large, large, large, scale, total < 0, 0)
     end = lax.while_loop(unfinished, step, start)
     return jnp.where(end.error <= tol, end.plan, jnp.nan)
+
+
+# A loop outside of `jit` compiles anew with every call.
+_compiled_plan = jax.jit(_plan, static_argnums=0)
 
 
 def _columns(kind, x, columns, f):

@@ -119,6 +119,7 @@ class SparseTransport(Problem):
         alpha, beta = jnp.zeros_like(self.a), jnp.zeros_like(self.b)
         return alpha if self.form == "semidual" else (alpha, beta)
 
+    @eqx.filter_jit  # a branch outside of `jit` compiles anew with every call
     def plan(self, x) -> Float[Array, "m n"]:
         """The columns that are best for the potentials `x`; at a tie, the first."""
         scores = self._scores(x) / self.gamma

@@ -123,7 +123,7 @@ def _gaussians(scale, key, d, numbers, curves):
         numbers[f"{name}_{d}_uvp"] = apart(run.samples)
         numbers[f"{name}_{d}_acceptance"] = float(run.acceptance)
         numbers[f"{name}_{d}_finite"] = float(fit.finite)
-        if d <= 4:
+        if d <= 4 and "draws" in scale:
             dual = fit.plan.dual_value(keys[7], x, y, draws=scale["draws"])
             best = _optimum(joint, d)
             numbers[f"{name}_{d}_dual_gap"] = best - float(dual)
