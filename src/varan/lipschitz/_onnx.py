@@ -50,7 +50,7 @@ class OnnxNetwork(eqx.Module):
         output_name: Name of the output.
     """
 
-    weights: dict[str, np.ndarray]
+    weights: dict[str, Array]
     program: _Program = eqx.field(static=True)
     input_name: str = eqx.field(static=True)
     input_shape: tuple[int, ...] = eqx.field(static=True)
@@ -85,7 +85,8 @@ class OnnxNetwork(eqx.Module):
         if name in values:
             return values[name]
         weight = self.weights[name]
-        return weight.astype(dtype) if _floating(weight) else weight
+        floating = jnp.issubdtype(weight.dtype, jnp.floating)
+        return weight.astype(dtype) if floating else weight
 
 
 def load_onnx(path: str | Path) -> OnnxNetwork:
@@ -205,8 +206,10 @@ def _network(path: Path, model) -> OnnxNetwork:
         for place, name in enumerate(node.inputs)
         if place not in node.fixed
     }
+    with jax.enable_x64(True):  # a file's float64 stays what it is
+        weights = {n: jnp.asarray(value) for n, value in known.items() if n in read}
     return OnnxNetwork(
-        {name: value for name, value in known.items() if name in read},
+        weights,
         _Program(program),
         given[0].name,
         shape,
@@ -283,7 +286,9 @@ def _shape_of(node, known, avals):
 
 def _apply(node: Node, inputs):
     try:
-        return OPERATORS[node.operator](node, *inputs)
+        # ONNX broadcasts as NumPy does.
+        with jax.numpy_rank_promotion("allow"):
+            return OPERATORS[node.operator](node, *inputs)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise _Problem(f"{_called(node)}: {error}") from error
 

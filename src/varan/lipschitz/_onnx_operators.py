@@ -93,8 +93,8 @@ def _dropout(node, x, ratio=None, training=None):
 def _clip(node, x, low=None, high=None):
     low = node.attributes.get("min") if low is None else low
     high = node.attributes.get("max") if high is None else high
-    x = x if low is None else jnp.maximum(x, low)
-    return x if high is None else jnp.minimum(x, high)
+    x = x if low is None else jnp.maximum(x, jnp.asarray(low, x.dtype))
+    return x if high is None else jnp.minimum(x, jnp.asarray(high, x.dtype))
 
 
 def _largest(node, *xs):

@@ -1,7 +1,7 @@
 """Recipe of the ONNX files beside it: digit classifiers made and exported by PyTorch.
 
-    pip install torch onnx scikit-learn
-    python make_models.py
+pip install torch onnx scikit-learn
+python make_models.py
 """
 
 from pathlib import Path
