@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ._cells import Cells as Cells
     from ._cells import GridCells as GridCells
     from ._cells import kmeans_cells as kmeans_cells
+    from ._classwise import ClasswiseSpectrum as ClasswiseSpectrum
+    from ._classwise import batches_by_class as batches_by_class
+    from ._classwise import classwise_spectrum as classwise_spectrum
     from ._correlate import CorrelationTable as CorrelationTable
     from ._correlate import correlate as correlate
     from ._diagonal_linear import DiagonalFlow as DiagonalFlow
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from ._hessian import hessian_operator as hessian_operator
     from ._hessian import hessian_top as hessian_top
     from ._hessian import hvp as hvp
+    from ._imbalance import drw_weights as drw_weights
+    from ._imbalance import ldam as ldam
+    from ._imbalance import vs as vs
     from ._masks import complement as complement
     from ._masks import elementwise_scale as elementwise_scale
     from ._masks import layerwise_scale as layerwise_scale
@@ -95,6 +101,14 @@ if TYPE_CHECKING:
     from ._tram import TRAMState as TRAMState
     from ._tram import tram as tram
     from ._tram import tram_fisher as tram_fisher
+    from ._xor import TwoLayer as TwoLayer
+    from ._xor import flatness_certificate as flatness_certificate
+    from ._xor import flattest_generalizer as flattest_generalizer
+    from ._xor import flattest_memorizer as flattest_memorizer
+    from ._xor import interpolation_trace as interpolation_trace
+    from ._xor import label_noise as label_noise
+    from ._xor import make_xor as make_xor
+    from ._xor import trace_lower_bound as trace_lower_bound
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -103,6 +117,7 @@ __getattr__, __dir__, __all__ = _attach(
         "BallCells": "_cells",
         "Call": "_engine",
         "Cells": "_cells",
+        "ClasswiseSpectrum": "_classwise",
         "CorrelationTable": "_correlate",
         "DataDependentGL": "_group_actions",
         "Diagnostics": "_engine",
@@ -112,8 +127,8 @@ __getattr__, __dir__, __all__ = _attach(
         "EllipsoidRotation": "_group_actions",
         "FisherMaskState": "_fsam",
         "GLLinear": "_group_actions",
-        "GradNorm": "_teleport_objectives",
         "GRState": "_gradient_regularisation",
+        "GradNorm": "_teleport_objectives",
         "GridCells": "_cells",
         "GroupAction": "_group_actions",
         "LogitLoss": "_objective",
@@ -134,19 +149,26 @@ __getattr__, __dir__, __all__ = _attach(
         "TeleportReport": "_teleport",
         "TeleportState": "_teleport",
         "TopEigs": "_top_eigs",
+        "TwoLayer": "_xor",
         "WeightAverage": "_sam_variants",
         "amp": "_amp",
         "asam": "_sam",
         "averaged_weights": "_sam_variants",
+        "batches_by_class": "_classwise",
+        "classwise_spectrum": "_classwise",
         "complement": "_masks",
         "correlate": "_correlate",
         "curvature": "_teleport_objectives",
         "dnsam": "_sam_sde",
+        "drw_weights": "_imbalance",
         "elementwise_scale": "_masks",
         "fad": "_fad",
         "first_order_flatness": "_measures",
         "fisher_diagonal": "_fsam",
         "fisher_masked": "_fsam",
+        "flatness_certificate": "_xor",
+        "flattest_generalizer": "_xor",
+        "flattest_memorizer": "_xor",
         "flooding": "_gradient_regularisation",
         "fsam": "_fsam",
         "gam": "_gam",
@@ -158,11 +180,15 @@ __getattr__, __dir__, __all__ = _attach(
         "hessian_top": "_hessian",
         "hessian_trace": "_spectrum",
         "hvp": "_hessian",
+        "interpolation_trace": "_xor",
         "kmeans_cells": "_cells",
+        "label_noise": "_xor",
         "layerwise_scale": "_masks",
+        "ldam": "_imbalance",
         "linear_layers": "_group_actions",
         "looksam": "_sam_variants",
         "lsam": "_sam_variants",
+        "make_xor": "_xor",
         "norm_params": "_masks",
         "normalised_eigenvalue": "_sam_edge",
         "ood_bound": "_ood_bound",
@@ -179,10 +205,12 @@ __getattr__, __dir__, __all__ = _attach(
         "stationary_variance": "_sam_sde",
         "teleport": "_teleport",
         "topk_mask": "_masks",
+        "trace_lower_bound": "_xor",
         "track_top_eigs": "_top_eigs",
         "tram": "_tram",
         "tram_fisher": "_tram",
         "usam": "_sam",
+        "vs": "_imbalance",
         "wasam": "_sam_variants",
         "with_teleport": "_teleport",
     },
