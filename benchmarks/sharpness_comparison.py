@@ -3,27 +3,33 @@
 `src/varan/claims/sharpness/_benchmark.py` is the protocol and `_arms.py` the arms.
 
     python benchmarks/sharpness_comparison.py --tune sam asam
-    python benchmarks/sharpness_comparison.py [ARM ...] [--seeds 8] [--plot FILE.svg]
+    python benchmarks/sharpness_comparison.py --run sam asam --results FILE.json
+    python benchmarks/sharpness_comparison.py --results FILE.json --plot FILE.svg
 
 The first form chooses, for both columns, learning rate and the arm's one parameter by
 the error on 500 training points held out (labels as noisy as the rest): all settings
 (three rates, five parameters) on one tuning seed, the best three of them on two more.
 The second runs the stored choices and the paper's defaults, under both accountings, on
-seeds that tuning has not seen, and prints the table.
+eight seeds that tuning has not seen (flatness on four of them), and adds what it
+finds to the file. The third prints the tables and draws the picture.
 """
 
 import argparse
 import itertools
 import json
 import time
+from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from varan.claims.sharpness import _benchmark as bench
 from varan.claims.sharpness._arms import ARMS
 
 TUNING_SEEDS = (1000, 1001, 1002)
 FINALISTS = 3
+SEEDS, MEASURED = range(8), range(4)
+DEFAULT_RATE = 0.1
 
 
 def tune(names):
@@ -75,18 +81,157 @@ def store(column, arm, choice):
     partial.replace(bench.TUNED)
 
 
+def run(names, path):
+    """Adds the arms' results to a file: errors and measures, one number a seed."""
+    for name, column in itertools.product(names, bench.COLUMNS):
+        begin, arm, found = time.perf_counter(), ARMS[name], {}
+        for seed in SEEDS:
+            data = bench.column(column, seed)
+            for accounting, budget, setting in budgets(arm):
+                end = bench.run_arm(arm, data, seed, setting=setting, **budget)
+                numbers = {
+                    "error": end.points,
+                    "nll": end.test_nll,
+                    "train_loss": end.train_loss,
+                    "train_error": 100 * end.train_error,
+                    "gradients": end.gradients,
+                }
+                if accounting == "gradients" and seed in MEASURED:
+                    numbers |= bench.flatness(end, data)
+                for key, value in numbers.items():
+                    found.setdefault(accounting, {}).setdefault(key, []).append(value)
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results.setdefault(column, {})[name] = found
+        path.write_text(json.dumps(results, indent=1))
+        print(f"{column:6} {name:14} {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def budgets(arm):
+    """Accounting, budget and setting of each run of an arm; None is the tuned one."""
+    yield "gradients", {"gradients": bench.GRADIENTS}, None
+    # The same run where both budgets are the same number of steps.
+    if arm.cost * bench.STEPS != bench.GRADIENTS:
+        yield "steps", {"steps": bench.STEPS}, None
+    if arm.default is not None:
+        setting = (DEFAULT_RATE, arm.default)
+        yield "untuned", {"gradients": bench.GRADIENTS}, setting
+
+
+def interval(values):
+    """Mean and half the width of its 95 % interval, from Student's t."""
+    values = np.asarray(values)
+    if not np.all(np.isfinite(values)):
+        return np.inf, np.nan
+    width = stats.t.ppf(0.975, values.size - 1) * stats.sem(values)
+    return float(values.mean()), float(width)
+
+
+def against_sgd(results, column, name, accounting):
+    """The paired difference of the test error to SGD's under the same accounting."""
+    arms = results[column]
+    other = "gradients" if accounting == "untuned" else accounting
+    found = arms[name]
+    if accounting == "steps" and "steps" not in found:
+        found = {"steps": found["gradients"]}
+    if accounting not in found:
+        return None
+    ours, sgd = found[accounting]["error"], arms["sgd"][other]["error"]
+    return interval(np.subtract(ours, sgd))
+
+
+def show(results):
+    """Errors of both columns, then the measures of flatness."""
+    choices = bench.read_choices()
+    shown = {"gradients": "equal gradients", "steps": "equal steps"}
+    for column in bench.COLUMNS:
+        rows = [("arm", "a step", "rate, parameter", "test error, %", *shown.values())]
+        rows[0] += ("paper's default", "test NLL")
+        for name, found in results[column].items():
+            choice, budget = choices[column][name], found["gradients"]
+            cells = [name, str(ARMS[name].cost)]
+            cells.append(f"{choice['learning_rate']:g}, {choice['parameter']:g}")
+            cells.append(f"{np.mean(budget['error']):.1f}")
+            for accounting in (*shown, "untuned"):
+                pair = against_sgd(results, column, name, accounting)
+                cells.append("" if pair is None else f"{pair[0]:+.1f} ± {pair[1]:.1f}")
+            rows.append((*cells, f"{np.mean(budget['nll']):.2f}"))
+        table(column, rows)
+    measures = {
+        "train_loss": "training loss",
+        "train_error": "training error, %",
+        "lambda_max": "largest eigenvalue",
+        "trace_per_parameter": "trace / n",
+        "sharpness": "sharpness",
+        "adaptive_sharpness": "adaptive",
+        "first_order_flatness": "first order",
+    }
+    for column in bench.COLUMNS:
+        rows = [("arm", *measures.values())]
+        for name, found in results[column].items():
+            means = [np.mean(found["gradients"][key]) for key in measures]
+            rows.append((name, *(f"{mean:.2g}" for mean in means)))
+        table(f"{column}, flatness", rows)
+
+
+def table(title, rows):
+    print(f"\n{title}\n")
+    for place, row in enumerate(rows):
+        print("| " + " | ".join(row) + " |")
+        if place == 0:
+            print("| --- " * len(row) + "|")
+
+
+def draw(results, path):
+    """Differences to SGD with their intervals: a panel a column."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in results["clean"] if name != "sgd"]
+    figure = Figure(figsize=(9.0, 1.2 + 0.28 * len(names)), layout="constrained")
+    for axes, column in zip(
+        figure.subplots(1, 2, sharey=True), bench.COLUMNS, strict=True
+    ):
+        axes.axvline(0.0, color="grey", linewidth=1)
+        for shift, accounting, marker in (
+            (-0.12, "gradients", "o"),
+            (0.12, "steps", "x"),
+        ):
+            pairs = [against_sgd(results, column, name, accounting) for name in names]
+            mean, width = np.array(pairs).T
+            axes.errorbar(
+                mean,
+                np.arange(len(names)) + shift,
+                xerr=width,
+                fmt=marker,
+                label=f"equal {accounting}",
+                capsize=2,
+                linewidth=1,
+            )
+        axes.set(title=f"{column} labels", xlabel="test error less SGD's, points")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
 def main():
-    """Reads the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("arms", nargs="*", help="all by default")
-    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--tune", nargs="+", default=[], metavar="ARM")
+    parser.add_argument("--run", nargs="+", default=[], metavar="ARM")
+    parser.add_argument("--results", type=Path, help="JSON, added to by --run")
+    parser.add_argument("--plot", help="where to save the picture")
     arguments = parser.parse_args()
-    names = arguments.arms or list(ARMS)
-    unknown = sorted(set(names) - set(ARMS))
+    unknown = sorted({*arguments.tune, *arguments.run} - set(ARMS))
     if unknown:
         parser.error(f"no such arm: {', '.join(unknown)}; there are {', '.join(ARMS)}")
-    if arguments.tune:
-        tune(names)
+    if arguments.run and not arguments.results:
+        parser.error("--run adds to a file: give --results")
+    tune(arguments.tune)
+    if arguments.results:
+        run(arguments.run, arguments.results)
+        results = json.loads(arguments.results.read_text())
+        show(results)
+        if arguments.plot:
+            draw(results, arguments.plot)
 
 
 if __name__ == "__main__":

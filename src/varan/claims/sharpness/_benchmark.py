@@ -108,7 +108,8 @@ def column(
     if name == "noisy":
         where, what = jax.random.split(jax.random.key(seed))
         replaced = jax.random.bernoulli(where, _NOISE, (train,))
-        y = jnp.where(replaced, jax.random.randint(what, (train,), 0, _CLASSES), y)
+        drawn = jax.random.randint(what, (train,), 0, _CLASSES, y.dtype)
+        y = jnp.where(replaced, drawn, y)
     if held_out:
         x, x_test = x[held_out:], x[:held_out]
         y, y_test = y[held_out:], y[:held_out]
