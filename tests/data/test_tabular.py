@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from varan.data import breast_cancer, flip_labels, split, standardise
+from varan.data import (
+    breast_cancer,
+    flip_labels,
+    long_tail,
+    split,
+    standardise,
+)
 
 
 def test_the_parts_are_a_permutation_of_the_whole():
@@ -51,3 +57,31 @@ def test_flips_exactly_the_fraction_and_always_to_another_class(classes):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_tail_falls_geometrically():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 80))
+    rows = np.arange(320)
+    kept, classes = long_tail(rows, labels, 0.125, largest=64, seed=1)
+    np.testing.assert_array_equal(np.bincount(classes), [64, 32, 16, 8])
+    np.testing.assert_array_equal(labels[kept], classes)
+    assert len(set(kept)) == len(kept)
+    # Without imbalance all that the smallest class allows.
+    np.testing.assert_array_equal(
+        np.bincount(long_tail(rows, labels, 1.0, seed=1)[1]), [80] * 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "largest", "message"),
+    [
+        (0.0, None, "must lie in"),
+        (1.5, None, "must lie in"),
+        (0.5, 11, "may be up to 10"),
+        (0.01, 10, "at least one each"),
+    ],
+)
+def test_tails_that_the_data_do_not_have(imbalance, largest, message):
+    labels = np.repeat(np.arange(3), 10)
+    with pytest.raises(ValueError, match=message):
+        long_tail(labels, labels, imbalance, largest=largest, seed=0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._series import windows as windows
     from ._tabular import breast_cancer as breast_cancer
     from ._tabular import flip_labels as flip_labels
+    from ._tabular import long_tail as long_tail
     from ._tabular import split as split
     from ._tabular import standardise as standardise
     from ._text import documentation_sentences as documentation_sentences
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = _attach(
         "eeg": "_series",
         "flip_labels": "_tabular",
         "gaussian_mixture": "_point_clouds",
+        "long_tail": "_tabular",
         "mnist1d": "_mnist1d",
         "random_k": "_random_k",
         "sphere_points": "_point_clouds",

@@ -138,3 +138,64 @@ def flip_labels(
     flipped = np.zeros(labels.size, bool)
     flipped[chosen] = True
     return noisy, flipped
+
+
+def long_tail(
+    x: np.ndarray,
+    labels: np.ndarray,
+    imbalance: float,
+    *,
+    largest: int | None = None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Thins classes out to a long tail: class c keeps `largest * imbalance^(c/(C-1))`.
+
+    Args:
+        x: The samples.
+        labels: 0 .. C - 1; the order of the classes is that of the tail.
+        imbalance: Size of the last class against the first, in (0, 1]; 1 gives equal
+            classes.
+        largest: Samples of class 0; as many as the data allow if left out.
+        seed: Of the choice and the order.
+
+    Returns:
+        The samples that are left and their labels, in random order.
+
+    Raises:
+        ValueError: If `imbalance` is out of range, a class has too few samples, or a
+            class would have none.
+
+    Example:
+        >>> import numpy as np
+        >>> from varan.data import long_tail
+        >>> labels = np.repeat(np.arange(3), 100)
+        >>> _, kept = long_tail(labels, labels, 0.01, seed=0)
+        >>> np.bincount(kept).tolist()
+        [100, 10, 1]
+
+    Source: K. Cao, C. Wei, A. Gaidon, N. Arechiga and T. Ma, 2019, arXiv:1906.07413,
+        section 4.
+    """
+    if not 0 < imbalance <= 1:
+        raise ValueError(
+            f"long_tail: `imbalance` must lie in (0, 1] (got {imbalance})."
+        )
+    counts = np.bincount(labels)
+    shares = imbalance ** (np.arange(counts.size) / max(counts.size - 1, 1))
+    # A hair more, for quotients that are whole but for rounding.
+    most = int(np.min(counts / shares) * (1 + 1e-12))
+    wanted = most if largest is None else largest
+    kept = np.round(wanted * shares).astype(int)
+    if np.any(kept > counts) or np.any(kept < 1):
+        raise ValueError(
+            f"long_tail: classes of {kept.tolist()} samples need as many and at least "
+            f"one each (got {counts.tolist()}). With this imbalance `largest` may be "
+            f"up to {most}."
+        )
+    draw = np.random.default_rng(seed)
+    rows = [
+        draw.permutation(np.flatnonzero(labels == c))[:size]
+        for c, size in enumerate(kept)
+    ]
+    order = draw.permutation(np.concatenate(rows))
+    return x[order], labels[order]
