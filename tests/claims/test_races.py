@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from varan.claims.bilevel import automatic_implicit_diff_race as implicit
+from varan.claims.bilevel import maid_race as maid
+from varan.claims.games import adversarial_classification_flow_race as adversarial
 from varan.claims.lipschitz import local_lipschitz_crown_race as lipschitz
 from varan.claims.transport import sinkhorn_newton_sparse_race as transport
 from varan.lab.catalogue import load
@@ -68,3 +70,17 @@ def test_bounds(task):
     low, high = np.asarray(low)[None], np.asarray(high)[None]
     assert heat.error((low, high)) <= heat.tolerance
     assert heat.error((low, high + 0.01 * np.abs(high))) > heat.tolerance
+
+
+def test_penalties():
+    heat = small(312, maid, tasks=[["breast_cancer", 60]])
+    adaptive = heat.contestants[0].make()()
+    assert heat.error(adaptive) <= heat.tolerance
+    assert heat.error(adaptive + 0.03) > heat.tolerance
+
+
+def test_adversarial_risks():
+    heat, larger = (small(74, adversarial, sizes=[n]) for n in (60, 80))
+    ours, pot = (contestant.make()() for contestant in heat.contestants)
+    assert heat.error(ours) <= heat.tolerance and heat.error(pot) <= heat.tolerance
+    assert larger.error(ours) > larger.tolerance
