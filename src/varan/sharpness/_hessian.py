@@ -83,8 +83,9 @@ def hvp(loss_fn: LossFn, params: PyTree, batch: PyTree, vector: PyTree) -> PyTre
     Example:
         >>> import jax.numpy as jnp
         >>> from varan.sharpness import hvp
-        >>> hvp(lambda w, b: jnp.sum(w**3), jnp.ones(2), None, jnp.array([1.0, 2.0]))
-        Array([ 6., 12.], dtype=float32)
+        >>> cube = lambda w, b: jnp.sum(w**3)
+        >>> hvp(cube, jnp.ones(2), None, jnp.array([1.0, 2.0])).tolist()
+        [6.0, 12.0]
     """
     arrays, static = eqx.partition(params, eqx.is_inexact_array)
     vector = eqx.filter(vector, eqx.is_inexact_array)
