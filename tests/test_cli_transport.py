@@ -82,7 +82,7 @@ def test_bad_files_give_one_sentence(clouds):
         ("ragged.csv", "does not hold an array of numbers"),
         ("objects.npy", "does not hold an array of numbers"),
         ("cut.npy", "does not hold an array of numbers"),
-        ("empty.csv", "holds no points"),
+        ("empty.csv", "holds no numbers"),
         ("nan.csv", "holds NaN or infinite entries"),
         ("line.csv", "points of dimension 1"),
         ("points.txt", "must end in .csv or .npy"),

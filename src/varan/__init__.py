@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = _attach(
         "operators",
         "problems",
         "secondorder",
+        "sharpness",
         "testing",
         "train",
         "transport",

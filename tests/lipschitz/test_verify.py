@@ -73,7 +73,7 @@ def test_robustness_is_that_of_the_grid():
     """Class 1 leads on a corner of the grid: far from the middle, in reach of eps 1."""
     net = eqx.nn.MLP(2, 3, 8, 2, key=jax.random.key(6))
     corners = jnp.array([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)])
-    assert set(np.argmax(jax.vmap(net)(corners), 1)) == {0, 1}
+    assert set(np.argmax(jax.vmap(net)(corners), 1).tolist()) == {0, 1}
     verdicts = [
         verify(net, robustness_property(jnp.zeros(2), epsilon, 0, 3)).status
         for epsilon in (0.2, 1.0)

@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from ._certify import certify
 from ._common import FAILED, INTERRUPTED, USAGE
 from ._doctor import doctor
 from ._list import list_rows, show
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_rows)
-for _verb in (show, run, results, race, report, doctor, transport):
+for _verb in (show, run, results, race, report, doctor, transport, certify):
     app.command()(_verb)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._arrays import read_array
 from ._common import FAILED, Json, console, emit, fail
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _measure(file: Path, histogram: bool) -> tuple[np.ndarray, np.ndarray]:
     """Points and their masses."""
     import numpy as np
 
-    values = _read(file)
+    values = read_array(file)
     if not np.all(np.isfinite(values)):
         fail(f"{file} holds NaN or infinite entries.", "Remove or impute them.")
     if not histogram:
@@ -102,48 +103,6 @@ def _measure(file: Path, histogram: bool) -> tuple[np.ndarray, np.ndarray]:
     places = np.argwhere(values > 0)
     masses = values[tuple(places.T)]
     return places.astype(float), masses / masses.sum()
-
-
-def _read(file: Path) -> np.ndarray:
-    """The numbers of a file, which is parsed as data: nothing in it is executed."""
-    import numpy as np
-
-    if file.suffix.lower() not in (".csv", ".npy"):
-        fail(f"{file}: files must end in .csv or .npy.")
-    try:
-        if file.suffix.lower() == ".npy":
-            values = np.load(file, allow_pickle=False)
-        else:
-            values = _read_csv(file)
-        values = np.asarray(values, float)
-    except OSError as error:
-        fail(f"{file}: {error.strerror or error}.")
-    except (ValueError, TypeError, EOFError):
-        fail(
-            f"{file} does not hold an array of numbers.",
-            "A CSV file has numbers separated by commas, with at most one line of "
-            "headings; an NPY file is what numpy.save writes.",
-        )
-    if values.size == 0 or values.ndim == 0:
-        fail(f"{file} holds no points.")
-    return values
-
-
-def _read_csv(file: Path) -> np.ndarray:
-    import numpy as np
-
-    lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    if lines and not any(map(_is_number, lines[0].split(","))):
-        del lines[0]
-    return np.array([[float(entry) for entry in line.split(",")] for line in lines])
-
-
-def _is_number(entry: str) -> bool:
-    try:
-        float(entry)
-    except ValueError:
-        return False
-    return True
 
 
 def _solve(first, second, cost: str, epsilon: float | None):

@@ -22,7 +22,7 @@ from jaxtyping import Array
 class Node(NamedTuple):
     """One node of a file.
 
-    Attributes:
+    Args:
         operator: Its `op_type`.
         name: What the file calls it, for messages.
         attributes: As Python values; tensors as NumPy arrays.

@@ -37,7 +37,7 @@ _NARROWEST = 2.0**-40
 class Verification(NamedTuple):
     """What was found about a property.
 
-    Attributes:
+    Args:
         status: `"holds"` (proved), `"violated"` (with the input that shows it),
             `"unknown"`.
         counterexample: That input, of the model's input shape; None otherwise.

@@ -29,12 +29,20 @@ _MOST_BYTES = 500_000_000
 class UnsafeCase(NamedTuple):
     """Inputs in a box whose outputs lie in a polyhedron: together a violation.
 
-    Attributes:
+    Args:
         lower: Smallest value of each input, flat.
         upper: Largest value of each input, flat.
         A: Coefficients: unsafe where `A @ y <= b` in every row.
         b: Right-hand sides.
         strict: Rows where the file says `<`.
+
+    Example:
+        >>> import numpy as np
+        >>> from varan.lipschitz import UnsafeCase
+        >>> case = UnsafeCase(np.zeros(1), np.ones(1), np.eye(1), np.zeros(1),
+        ...                   np.array([False]))
+        >>> case.contains(np.array([0.5]), np.array([-1.0]))
+        True
     """
 
     lower: Float[np.ndarray, " inputs"]

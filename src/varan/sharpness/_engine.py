@@ -27,7 +27,7 @@ Schedule = float | Float[Array, ""] | Callable[[Int[Array, ""]], Float[Array, ""
 class Call(NamedTuple):
     """What a rule is told besides gradients.
 
-    Attributes:
+    Args:
         step: Steps of the base optimiser so far; schedules are functions of it.
         key: Random key of this step.
         restrict: Sets a tree like the parameters to zero off the mask.
@@ -58,7 +58,7 @@ def plain(g0: PyTree, params: PyTree, state: PyTree, call: Call) -> tuple:
 class Rule(NamedTuple):
     """Where to take gradients, and the direction to make of them.
 
-    Attributes:
+    Args:
         direction: `(g0, params, state, grad_fn, call) -> (d, state, perturbation)`.
             `g0` is the gradient at `params`; each `grad_fn(point)` is one more of the
             same batch; `d` goes to the base optimiser; the perturbation is what was
@@ -87,7 +87,7 @@ class Rule(NamedTuple):
 class Diagnostics(NamedTuple):
     """What the last perturbation did; NaN where nothing was measured.
 
-    Attributes:
+    Args:
         ascent_norm: Norm of the perturbation e.
         cosine: Cosine of the angle between the gradient and the direction used.
         first_order_gain: Inner product of gradient and e, the predicted rise.
@@ -103,7 +103,7 @@ class Diagnostics(NamedTuple):
 class PerturbedState(NamedTuple):
     """State of a perturbed optimiser.
 
-    Attributes:
+    Args:
         step: Steps of the base optimiser.
         grad_evals: Gradients of one batch so far, the caller's included; a
             Hessian-vector product counts as two.
