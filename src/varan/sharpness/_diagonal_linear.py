@@ -35,7 +35,7 @@ class DiagonalFlow(eqx.Module):
         time: When the flow was stopped.
         residual: Norm of `X beta - y` over that of y.
         converged: Whether the residual fell below the tolerance. If not, the flow was
-            drawn into the saddle at the origin, or its time was over.
+            drawn into a saddle, or its time or the solver's steps were over.
     """
 
     u: Float[Array, " d"]
@@ -226,6 +226,8 @@ def _flow(net, alpha, gamma, eps, tol, max_time):
         largest = jnp.maximum(*(jnp.max(w) for w in weights))
         return (residual(weights) < tol) | (largest < _COLLAPSED * alpha)
 
+    # The weights themselves, not their logarithms: a Runge-Kutta method would keep the
+    # linear invariants of those exactly, and nothing would be left to check.
     begin = jnp.full(net.X.shape[1], alpha)
     result = diffrax.diffeqsolve(
         diffrax.ODETerm(field),

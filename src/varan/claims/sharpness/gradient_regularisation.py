@@ -96,12 +96,12 @@ def _flows(scale, seed, numbers, curves, notes):
     numbers["row_space_error"] = float(max(outside))
     numbers["ordered_share"] = float(np.mean(ordered))
     numbers["decreasing_share"] = float(np.mean(decreasing))
-    numbers["flows_into_the_saddle"] = float(len(collapsed))
+    numbers["flows_into_saddles"] = float(len(collapsed))
     if collapsed:
         notes.append(
-            f"{len(collapsed)} flows ended in the saddle at the origin and are left "
-            f"out; in {sum(collapsed)} of them gamma was above the strength from which "
-            "on it attracts."
+            f"{len(collapsed)} flows were drawn into saddles instead of interpolating, "
+            f"and are left out; in {sum(collapsed)} of them gamma was above the "
+            "strength from which on the saddle at the origin attracts."
         )
 
 
