@@ -52,6 +52,9 @@ class Net(eqx.Module):
     own_norm: jax.Array
     activation: object = jax.nn.relu
 
+    def __call__(self, x):
+        return self.activation(self.here(self.first(x)))
+
     def __init__(self):
         linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
         self.first = self.norm_head = linear
@@ -80,6 +83,10 @@ def test_equinox_layers_are_told_by_their_type():
     )
     assert not any(jax.tree.leaves(others))
     assert sum(jax.tree.leaves(mask)) == 5
+    # A model of booleans can be called and yet is a tree.
+    assert sum(jax.tree.leaves(complement(mask))) == len(jax.tree.leaves(mask)) - 5
+    drawn = random_mask_like(mask, params, key=jax.random.key(0))
+    assert sum(np.sum(leaf) for leaf in jax.tree.leaves(drawn)) == 4 * 2 + 3
 
 
 @pytest.mark.parametrize(
