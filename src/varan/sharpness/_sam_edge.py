@@ -102,7 +102,8 @@ def normalised_eigenvalue(
         Agarwala and Dauphin, 2023, arXiv:2302.08692.
     """
     radius = _radius("normalised_eigenvalue", stepsize, rho, grad_norm)
-    return stepsize * eigenvalue * (1 + radius * jnp.asarray(eigenvalue))
+    eigenvalue = jnp.asarray(eigenvalue)
+    return jnp.asarray(stepsize) * eigenvalue * (1 + radius * eigenvalue)
 
 
 def _radius(owner, stepsize, rho, grad_norm):

@@ -272,7 +272,7 @@ def stationary_variance(
     checks.check_nonnegative(owner, "noise", noise)
     checks.check_positive(owner, "stepsize", stepsize)
     checks.check_nonnegative(owner, "rho", rho)
-    curvature = jnp.asarray(curvature)
+    curvature, noise = jnp.asarray(curvature), jnp.asarray(noise)
     rate = stepsize * curvature * (1 + rho * curvature)
     power = stepsize * noise**2 * (1 + rho * curvature)
     if model == "sde":

@@ -133,9 +133,13 @@ def track_top_eigs(
     (arrays, _, _), _, seen, healthy = jax.lax.while_loop(
         unfinished, chunk, (train, jnp.zeros((), jnp.int32), seen, jnp.asarray(True))
     )
+    values, residuals, losses, grad_norms = seen
     return TopEigs(
         every * jnp.arange(looks, dtype=jnp.int32),
-        *seen,
+        values,
+        residuals,
+        losses,
+        grad_norms,
         eqx.combine(arrays, static),
         jnp.where(healthy, Status.CONVERGED, Status.DIVERGED).astype(jnp.int32),
     )
