@@ -49,10 +49,12 @@ def ldam(
     Example:
         >>> import jax.numpy as jnp
         >>> from varan.sharpness import ldam
-        >>> cosines, labels = jnp.array([[0.9, -0.2]]), jnp.array([1])
-        >>> losses = [ldam(cosines, labels, jnp.array([16, n])) for n in (16, 1)]
-        >>> bool(losses[1] > losses[0] - 1e-6)  # the rarest always has the margin 0.5
-        True
+        >>> cosines, counts = jnp.zeros((1, 2)), jnp.array([16, 1])
+        >>> losses = [
+        ...     float(ldam(cosines, jnp.array([c]), counts, scale=1.0)[0])
+        ...     for c in (0, 1)]  # margins 1/4 and 1/2
+        >>> [round(loss, 3) for loss in losses]
+        [0.826, 0.974]
 
     Source: K. Cao, C. Wei, A. Gaidon, N. Arechiga and T. Ma, 2019, "Learning
         imbalanced datasets with label-distribution-aware margin loss",
