@@ -34,7 +34,7 @@ from ._vectors import moved, norm_dtype
 class FisherMaskState(NamedTuple):
     """State of a rule on a Fisher mask.
 
-    Attributes:
+    Args:
         mask: What is perturbed.
         share: Share of the Fisher information's trace that lies on the mask, exact for
             the estimate that the mask was made of. NaN if there was nothing to rank

@@ -38,7 +38,7 @@ Noise = Callable[[Array], Array]
 class TRAMState(NamedTuple):
     """State of the rule.
 
-    Attributes:
+    Args:
         anchor: The weights whose predictions the next step compares with; `()` where
             none are needed.
         distance: The last step's distance, in nats, not negative: the radius before

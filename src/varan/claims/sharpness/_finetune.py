@@ -54,7 +54,8 @@ def draw(
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if scale is None:
         scale = float(np.mean(x)), float(np.std(x))
-    return Signals((x - scale[0]) / scale[1], y), scale
+    x = (x - scale[0]) / scale[1]
+    return Signals(jnp.asarray(x), jnp.asarray(y)), scale
 
 
 def logits_of(params: MLPNet, x: Float[Array, "samples 40"]) -> Array:

@@ -105,15 +105,18 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
         numbers[f"gain_over_adam_{size}"] = right["fsam"] - right["adam"]
         if "random" in right:
             numbers[f"gain_over_random_{size}"] = right["fsam"] - right["random"]
-        steps = np.arange(1, shares.size + 1)
         curves.append(
             Curve(
-                steps, shares, f"{size} signals", "Fisher information on the mask",
-                "step", "share of the trace",
+                list(range(1, shares.size + 1)),
+                shares.tolist(),
+                f"{size} signals",
+                "Fisher information on the mask",
+                "step",
+                "share of the trace",
             )
-        )  # fmt: skip
+        )
         numbers[f"fisher_share_{size}"] = float(shares[-1])
-    if "random" in right:
+    if scale["controls"]:
         gains = [numbers[f"gain_over_random_{size}"] for size in scale["sizes"]]
         numbers["gain_over_random"] = float(np.mean(gains))
     return Measurements(numbers, curves)

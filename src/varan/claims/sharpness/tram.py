@@ -156,17 +156,22 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     numbers["smallest_median_distance"] = min(medians.values())
     numbers["tram_ood"] = numbers[f"{best}_ood"]
     numbers["tram_kl"] = numbers[f"{best}_kl"]
-    for name in set(tuned) - set(found):
+    for name in [name for name in tuned if name not in found]:
         numbers[f"gain_over_{name}"] = numbers["tram_ood"] - numbers[f"{name}_ood"]
     if "sam" in tuned:
         numbers["closer_than_sam"] = numbers["sam_kl"] - numbers["tram_kl"]
     curves = [
         Curve(
-            np.arange(1, run.watched.size + 1), np.maximum(run.watched, 1e-9), name,
-            "distances, the radii of TRAM", "step", "nats", log_y=True,
+            list(range(1, run.watched.size + 1)),
+            np.maximum(run.watched, 1e-9).tolist(),
+            name,
+            "distances, the radii of TRAM",
+            "step",
+            "nats",
+            log_y=True,
         )
         for name, run in found.items()
-    ]  # fmt: skip
+    ]
     note = f"TRAM's distance with the best validation accuracy: {best.split('_')[1]}."
     return Measurements(numbers, curves, [note])
 
