@@ -65,7 +65,7 @@ def _wells(scale, seed, numbers, curves):
     depth, width, _ = WIDE
     predicted = 1 - depth * np.exp(-(EPS**2) / (2 * width**2))
     numbers["amp_value_error"] = float(abs(np.min(worst) - predicted) / predicted)
-    numbers["switch_error"] = abs(_observed_switch(loss, grid) / _switch() - 1)
+    numbers["switch_error"] = float(abs(_observed_switch(loss, grid) / _switch() - 1))
     starts = jax.random.uniform(jax.random.key(seed), (scale["starts"],)) * 2 * END
     shares = {}
     for name, radius in (("sgd", 0.0), ("amp", EPS)):
