@@ -45,17 +45,18 @@ def scaled(net, size):
     return eqx.tree_at(where, net, found)
 
 
-def test_memorizer_fits_the_sample_and_knows_nothing_else():
-    net = flattest_memorizer(SAMPLE, LABELS)
+@pytest.mark.parametrize("variant", ["bias", "layernorm"])
+def test_memorizer_fits_the_sample_and_knows_nothing_else(variant):
+    net = flattest_memorizer(SAMPLE, LABELS, variant=variant)
     known = jnp.any(jnp.all(CUBE[:, None] == SAMPLE[None], axis=2), axis=1)
     found = outputs(net, CUBE)
     np.testing.assert_allclose(found[known], RULE[known], rtol=1e-12)
     np.testing.assert_array_equal(found[~known], 0.0)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_generalizer_knows_the_rule(bias):
-    net = flattest_generalizer(D, bias=bias)
+@pytest.mark.parametrize("variant", ["plain", "bias", "layernorm"])
+def test_generalizer_knows_the_rule(variant):
+    net = flattest_generalizer(D, variant=variant)
     np.testing.assert_allclose(outputs(net, CUBE), RULE, rtol=1e-12)
 
 
@@ -65,7 +66,7 @@ def test_certificate_is_one_for_the_flattest_and_larger_for_all_others(size, whi
     net = [
         flattest_memorizer(SAMPLE, LABELS),
         flattest_generalizer(D),
-        flattest_generalizer(D, bias=False),
+        flattest_generalizer(D, variant="plain"),
     ][which]
     found = certify(scaled(net, size), SAMPLE, LABELS).value
     # Either sum of the inequality of the means moves by the square of the size.
@@ -112,7 +113,22 @@ def test_order_of_units_is_irrelevant():
     np.testing.assert_allclose(trace(net, SAMPLE), trace(other, SAMPLE), rtol=1e-12)
 
 
-def test_normalised_traces_fall_to_their_infimum():
+def test_normalised_networks_attain_their_bound_whatever_the_first_layer():
+    for net in (
+        flattest_memorizer(SAMPLE, LABELS, variant="layernorm"),
+        flattest_generalizer(D, variant="layernorm"),
+    ):
+        larger = eqx.tree_at(lambda n: [n.weight, n.bias], net, replace_fn=double)
+        for each in (net, larger):
+            found = certify(each, SAMPLE, LABELS).value
+            np.testing.assert_allclose(found, 1.0, rtol=1e-12)
+
+
+def double(leaf):
+    return 2 * leaf
+
+
+def test_normalised_traces_fall_to_the_bound_as_the_first_layer_grows():
     net = TwoLayer(D, 7, "layernorm", key=jax.random.key(3))
     larger = eqx.tree_at(lambda n: n.weight, net, 10 * net.weight)
     np.testing.assert_allclose(outputs(net, CUBE), outputs(larger, CUBE), rtol=1e-10)

@@ -10,7 +10,8 @@ biases D = d) and h_i the hidden units, by the inequality of the means
 
 so no interpolator has a trace below 4 sqrt(D). With biases a network attains this that
 is zero on every input it has not seen; the network that computes the rule attains it,
-too. Flatness alone does not tell them apart.
+too. Flatness alone does not tell them apart. With the hidden vector normalised the
+bound is 2, and again both attain it.
 
 Source: Wen, Li, Ma, 2023 (arXiv 2307.11007).
 """
@@ -137,8 +138,8 @@ def trace_lower_bound(d: int, variant: Variant = "bias") -> float:
 
     Of the mean squared error, without a factor one half, for inputs of entries +-1:
     4 sqrt(d) without biases, 4 sqrt(d + 1) with them. With normalised hidden units it
-    is 2, an infimum that is approached as the first layer grows (for samples at which
-    the hidden vector is at least `epsilon` long).
+    is 2, since the derivative in the head is then a unit vector; it is attained where
+    each sample has one active unit, for which nothing depends on the first layer.
 
     Args:
         d: Dimension of the inputs, at least 2.
@@ -161,7 +162,6 @@ def trace_lower_bound(d: int, variant: Variant = "bias") -> float:
     _check_dimension("trace_lower_bound", d)
     checks.check_choice("trace_lower_bound", "variant", variant, _VARIANTS)
     if variant == "layernorm":
-        # The derivative in the head is a unit vector already.
         return 2.0
     return 4 * float(np.sqrt(d + (variant == "bias")))
 
@@ -252,23 +252,28 @@ def flatness_certificate(
 
 
 def flattest_memorizer(
-    inputs: Float[Array, "n d"], labels: Float[Array, " n"]
+    inputs: Float[Array, "n d"],
+    labels: Float[Array, " n"],
+    *,
+    variant: Literal["bias", "layernorm"] = "bias",
 ) -> TwoLayer:
     """A flattest interpolator that is zero on every input outside the sample.
 
     One hidden unit a sample, which no other vertex of the cube activates:
-    w = r x_i, b = -r (d - 1), a = y_i / r with r^2 = sqrt(d + 1). Needs biases.
+    w = r x_i, b = -r (d - 1), a = y_i / r with r^2 = sqrt(d + 1); with normalised units
+    a = y_i. Without biases there is none.
 
     Args:
         inputs: The sample, of entries -1 and 1.
         labels: Their labels, -1 or 1.
+        variant: Of the network, as in `TwoLayer`.
 
     Returns:
         The network; samples that occur twice get one unit.
 
     Raises:
-        ValueError: On inputs or labels of other values, or equal inputs with different
-            labels, which no network fits.
+        ValueError: On inputs or labels of other values, another variant, or equal
+            inputs with different labels, which no network fits.
 
     Example:
         >>> import jax.numpy as jnp
@@ -282,6 +287,7 @@ def flattest_memorizer(
         Wen, Li and Ma, 2023, arXiv:2307.11007.
     """
     owner = "flattest_memorizer"
+    checks.check_choice(owner, "variant", variant, _VARIANTS[1:])
     _check_sample(owner, inputs, labels)
     if checks.is_traced(inputs) or checks.is_traced(labels):
         raise TypeError(f"{owner}: the sample must be concrete. Call it outside jit.")
@@ -298,28 +304,30 @@ def flattest_memorizer(
         )
     scale = (rows.shape[1] + 1) ** 0.25
     return _network(
+        variant,
         scale * known,
         np.full(len(known), -scale * (rows.shape[1] - 1)),
-        means / scale,
+        means if variant == "layernorm" else means / scale,
         inputs.dtype,
     )
 
 
-def flattest_generalizer(d: int, *, bias: bool = True) -> TwoLayer:
+def flattest_generalizer(d: int, *, variant: Variant = "bias") -> TwoLayer:
     """A flattest interpolator of every sample, for it computes the rule.
 
     Four hidden units with first weights c (+-1, +-1, 0, ..., 0) and heads
-    +-1 / (2 c), 4 c^2 the root of the number of a unit's parameters. Its biases are 0.
+    +-1 / (2 c), 4 c^2 the root of d, or of d + 1 with biases, which are zero; with
+    normalised units the heads are +-1.
 
     Args:
         d: Dimension of the inputs, at least 2.
-        bias: Whether the network has biases.
+        variant: Of the network, as in `TwoLayer`.
 
     Returns:
         The network.
 
     Raises:
-        ValueError: If `d` is below 2.
+        ValueError: If `d` is below 2, or on another variant.
 
     Example:
         >>> import jax.numpy as jnp
@@ -332,13 +340,13 @@ def flattest_generalizer(d: int, *, bias: bool = True) -> TwoLayer:
         Wen, Li and Ma, 2023, arXiv:2307.11007.
     """
     _check_dimension("flattest_generalizer", d)
+    checks.check_choice("flattest_generalizer", "variant", variant, _VARIANTS)
     signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-    size = (d + bias) ** 0.25 / 2
+    size = (d + (variant != "plain")) ** 0.25 / 2
     weight = np.zeros((4, d))
     weight[:, :2] = size * signs
-    head = np.prod(signs, axis=1) / (2 * size)
-    dtype = jnp.result_type(float)
-    return _network(weight, np.zeros(4) if bias else None, head, dtype)
+    head = np.prod(signs, axis=1) / (1 if variant == "layernorm" else 2 * size)
+    return _network(variant, weight, np.zeros(4), head, jnp.result_type(float))
 
 
 def label_noise(loss: Callable[..., Float[Array, ""]], sigma: float) -> Callable:
@@ -383,10 +391,9 @@ def label_noise(loss: Callable[..., Float[Array, ""]], sigma: float) -> Callable
     return noisy
 
 
-def _network(weight, bias, head, dtype):
-    variant = "plain" if bias is None else "bias"
+def _network(variant, weight, bias, head, dtype):
     net = TwoLayer(weight.shape[1], len(head), variant, key=jax.random.key(0))
-    parts = [weight, head] if bias is None else [weight, head, bias]
+    parts = [weight, head] if variant == "plain" else [weight, head, bias]
     return eqx.tree_at(
         lambda net: [net.weight, net.head, net.bias][: len(parts)],
         net,
