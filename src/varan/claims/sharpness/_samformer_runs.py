@@ -64,6 +64,22 @@ class NormalisedSpectra(eqx.Module):
         return self.plain()(x)
 
 
+class FixedScores(eqx.Module):
+    """A transformer that learns all but who looks at whom: query and key stay."""
+
+    inner: SAMformer
+
+    def plain(self) -> SAMformer:
+        """The transformer, its query and key out of the derivative's reach."""
+        scores = lambda m: (m.query, m.key)  # noqa: E731
+        return eqx.tree_at(
+            scores, self.inner, jax.lax.stop_gradient(scores(self.inner))
+        )
+
+    def __call__(self, x):
+        return self.plain()(x)
+
+
 class Head(eqx.Module):
     """A linear forecaster of given features."""
 
@@ -76,8 +92,8 @@ class Head(eqx.Module):
 def loss(model, batch) -> Float[Array, ""]:
     """Mean squared error of a batch of pasts and futures."""
     past, future = batch
-    # Normalised once a batch, not once a sample.
-    if isinstance(model, NormalisedSpectra):
+    # Once a batch, not once a sample.
+    if isinstance(model, NormalisedSpectra | FixedScores):
         model = model.plain()
     return jnp.mean((jax.vmap(model)(past) - future) ** 2)
 
