@@ -66,6 +66,8 @@ def fsam(
     The ascent of `sam`, kept only where the Fisher information is largest. Two
     gradients of a batch a step. Beside them the Fisher information costs what its
     samples' gradients cost, once in `mask_every` steps; `grad_evals` does not hold it.
+    With `axis_name`, average the Fisher information over the axis too, or each device
+    has a mask of its own.
 
     Args:
         base: Any optax transformation; the authors take Adam.
