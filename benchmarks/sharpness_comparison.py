@@ -54,7 +54,7 @@ def choose(arm, column):
             errors.setdefault(setting, []).append(run.test_error)
 
     measure(itertools.product(bench.LEARNING_RATES, arm.grid), TUNING_SEEDS[0])
-    finalists = sorted(errors, key=errors.get)[:FINALISTS]
+    finalists = sorted(errors, key=lambda setting: errors[setting])[:FINALISTS]
     for seed in TUNING_SEEDS[1:]:
         measure(finalists, seed)
     rate, parameter = min(finalists, key=lambda setting: np.mean(errors[setting]))
@@ -87,8 +87,8 @@ def run(names, path):
         begin, arm, found = time.perf_counter(), ARMS[name], {}
         for seed in SEEDS:
             data = bench.column(column, seed)
-            for accounting, budget, setting in budgets(arm):
-                end = bench.run_arm(arm, data, seed, setting=setting, **budget)
+            for accounting, steps, setting in budgets(arm):
+                end = bench.run_arm(arm, data, seed, steps=steps, setting=setting)
                 numbers = {
                     "error": end.points,
                     "nll": end.test_nll,
@@ -107,14 +107,14 @@ def run(names, path):
 
 
 def budgets(arm):
-    """Accounting, budget and setting of each run of an arm; None is the tuned one."""
-    yield "gradients", {"gradients": bench.GRADIENTS}, None
-    # The same run where both budgets are the same number of steps.
-    if arm.cost * bench.STEPS != bench.GRADIENTS:
-        yield "steps", {"steps": bench.STEPS}, None
+    """Accounting, steps and setting of each run of an arm; None is the tuned one."""
+    affordable = bench.GRADIENTS // arm.cost
+    yield "gradients", affordable, None
+    # Else it is the same run.
+    if affordable != bench.STEPS:
+        yield "steps", bench.STEPS, None
     if arm.default is not None:
-        setting = (DEFAULT_RATE, arm.default)
-        yield "untuned", {"gradients": bench.GRADIENTS}, setting
+        yield "untuned", affordable, (DEFAULT_RATE, arm.default)
 
 
 def interval(values):
@@ -187,9 +187,8 @@ def draw(results, path):
 
     names = [name for name in results["clean"] if name != "sgd"]
     figure = Figure(figsize=(9.0, 1.2 + 0.28 * len(names)), layout="constrained")
-    for axes, column in zip(
-        figure.subplots(1, 2, sharey=True), bench.COLUMNS, strict=True
-    ):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, column in zip(panels, bench.COLUMNS, strict=True):
         axes.axvline(0.0, color="grey", linewidth=1)
         for shift, accounting, marker in (
             (-0.12, "gradients", "o"),
@@ -207,14 +206,14 @@ def draw(results, path):
                 linewidth=1,
             )
         axes.set(title=f"{column} labels", xlabel="test error less SGD's, points")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.legend(frameon=False)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    panels[0].legend(frameon=False)
     figure.savefig(path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Sharpness-aware optimisers compared")
     parser.add_argument("--tune", nargs="+", default=[], metavar="ARM")
     parser.add_argument("--run", nargs="+", default=[], metavar="ARM")
     parser.add_argument("--results", type=Path, help="JSON, added to by --run")

@@ -99,11 +99,13 @@ def _jax(instance, make, cost):
     @jax.jit
     def run(model, x, y, order):
         def step(carry, chosen):
+            model, state = carry
             loss = lambda model: TRAINING_LOSS(model, (x[chosen], y[chosen]))  # noqa: E731
-            return gradient_update(loss, *carry, optimiser)[:2], None
+            model, state, _ = gradient_update(loss, model, state, optimiser)
+            return (model, state), None
 
-        carry, _ = jax.lax.scan(step, (model, optimiser.init(model)), order)
-        return jax.tree.leaves(carry[0])
+        (model, _), _ = jax.lax.scan(step, (model, optimiser.init(model)), order)
+        return jax.tree.leaves(model)
 
     return lambda: jax.block_until_ready(run(instance.start(), x, y, order))
 
@@ -111,7 +113,7 @@ def _jax(instance, make, cost):
 def _torch(instance):
     import torch  # pyright: ignore[reportMissingImports]
     from pytorch_optimizer import SAM  # pyright: ignore[reportMissingImports]
-    from torch import nn
+    from torch import nn  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     x, y = (torch.from_numpy(np.array(part)) for part in instance.data())
