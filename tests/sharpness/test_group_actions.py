@@ -1,5 +1,7 @@
 """Group actions: identity, inverse, exactness on all inputs, and who may use them."""
 
+from typing import Any, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,11 @@ from varan.sharpness import (
 )
 
 
+class Layer(NamedTuple):
+    weight: Any
+    bias: Any
+
+
 def leaky(z):
     return jnp.where(z > 0, z, z / 10)
 
@@ -30,27 +37,43 @@ def linear(z):
     return z
 
 
-def net(key, widths, use_bias):
-    keys = jax.random.split(key, len(widths) - 1)
-    sizes = zip(widths[:-1], widths[1:], keys, strict=True)
-    return [eqx.nn.Linear(a, b, use_bias, key=k) for a, b, k in sizes]
+# The same in NumPy, where nothing has to be compiled.
+IN_NUMPY = {
+    jax.nn.relu: lambda z: np.maximum(z, 0),
+    leaky: lambda z: np.where(z > 0, z, z / 10),
+    radial: lambda z: z * (q := np.sum(z * z, -1, keepdims=True)) / (1 + q),
+    linear: linear,
+}
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+def net(widths, use_bias):
+    sizes = enumerate(zip(widths[1:], widths[:-1], strict=True))
+    return [
+        Layer(draw(n, *shape), draw(9 + n, shape[0]) if use_bias else None)
+        for n, shape in sizes
+    ]
 
 
 def outputs(layers, x, activation):
-    for layer in layers[:-1]:
-        x = x @ layer.weight.T + (0 if layer.bias is None else layer.bias[None, :])
-        x = activation(x)
-    last = layers[-1]
-    return x @ last.weight.T + (0 if last.bias is None else last.bias[None, :])
+    x = np.asarray(x)
+    for number, layer in enumerate(layers):
+        if number:
+            x = IN_NUMPY[activation](x)
+        x = x @ np.asarray(layer.weight).T
+        x = x if layer.bias is None else x + np.asarray(layer.bias)
+    return x
 
 
-KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (5, 3))
+X = draw(1, 5, 3)
 EXACT = [
-    (RescaleReLU(), jax.nn.relu),
-    (RescaleReLU(leaky), leaky),
-    (GLLinear(), linear),
-    (OrthogonalRadial(radial), radial),
+    (RescaleReLU(layers=list), jax.nn.relu),
+    (RescaleReLU(leaky, list), leaky),
+    (GLLinear(list), linear),
+    (OrthogonalRadial(radial, list), radial),
 ]
 exact = pytest.mark.parametrize(
     ("action", "activation"), EXACT, ids=["relu", "leaky", "linear", "radial"]
@@ -60,17 +83,13 @@ exact = pytest.mark.parametrize(
 def element_of(action, params, size=0.2):
     identity = action.identity(params)
     leaves, structure = jtu.tree_flatten(identity)
-    keys = jax.random.split(KEY, len(leaves))
-    drawn = [
-        size * jax.random.normal(k, leaf.shape)
-        for k, leaf in zip(keys, leaves, strict=True)
-    ]
+    drawn = [size * draw(20 + n, *leaf.shape) for n, leaf in enumerate(leaves)]
     return identity, jtu.tree_unflatten(structure, drawn)
 
 
 @exact
 def test_exact_actions_keep_every_output_and_have_inverses(action, activation):
-    params = net(KEY, (3, 4, 6, 2), use_bias=True)
+    params = net((3, 4, 6, 2), True)
     identity, element = element_of(action, params)
     act = jax.jit(lambda params, element: action.act(params, element, None))
     moved = act(params, element)
@@ -86,11 +105,11 @@ def test_exact_actions_keep_every_output_and_have_inverses(action, activation):
 
 
 @pytest.mark.parametrize(
-    "action", [GLLinear(), OrthogonalRadial(radial)], ids=["linear", "cayley"]
+    "action", [GLLinear(list), OrthogonalRadial(radial, list)], ids=["linear", "cayley"]
 )
 def test_curves_are_one_parameter_groups_to_the_second_order(action):
     # exp(2 t M) = exp(t M) exp(t M) up to O(t^3).
-    params = net(KEY, (3, 4, 2), use_bias=False)
+    params = net((3, 4, 2), False)
     _, direction = element_of(action, params, size=1.0)
 
     @jax.jit
@@ -104,8 +123,8 @@ def test_curves_are_one_parameter_groups_to_the_second_order(action):
 
 
 def test_wide_data_dependent_action_is_exact_on_its_batch_and_nowhere_else():
-    params = net(KEY, (3, 8, 7, 2), use_bias=False)
-    action = DataDependentGL(leaky)
+    params = net((3, 8, 7, 2), False)
+    action = DataDependentGL(leaky, list)
     identity, element = element_of(action, params, size=0.1)
     act = jax.jit(lambda params, element: action.act(params, element, (X,)))
     same = act(params, identity)
@@ -127,19 +146,19 @@ def test_wide_data_dependent_action_is_exact_on_its_batch_and_nowhere_else():
 
 
 def test_narrow_data_dependent_action_is_the_papers_least_squares_fit():
-    params = net(KEY, (3, 2, 2), use_bias=False)
-    _, element = element_of(DataDependentGL(leaky), params)
-    moved = DataDependentGL(leaky).act(params, element, (X,))
+    params = net((3, 2, 2), False)
+    _, element = element_of(DataDependentGL(leaky, list), params)
+    moved = DataDependentGL(leaky, list).act(params, element, (X,))
     g = np.eye(2) + np.asarray(element[0])
     before = np.asarray(params[0].weight) @ np.asarray(X).T
-    old, new = np.asarray(leaky(before)), np.asarray(leaky(g @ before))
+    old, new = IN_NUMPY[leaky](before), IN_NUMPY[leaky](g @ before)
     wanted = np.asarray(params[1].weight) @ old @ np.linalg.pinv(new)
     np.testing.assert_allclose(moved[1].weight, wanted, atol=1e-10)
 
 
 def test_rank_deficient_activations_are_seen():
-    params = net(KEY, (3, 4, 2), use_bias=False)
-    action = DataDependentGL(leaky)
+    params = net((3, 4, 2), False)
+    action = DataDependentGL(leaky, list)
     assert not action.degenerate(params, (X,))
     assert action.degenerate(params, (jnp.tile(X[:1], (5, 1)),))
 
@@ -159,7 +178,10 @@ def test_ellipsoid_rotations_keep_the_quadratic():
 
 
 def test_layers_of_a_model_are_found_through_its_structure():
-    model = eqx.nn.MLP(3, 2, 4, depth=2, key=KEY)
+    shapes = eqx.filter_eval_shape(eqx.nn.MLP, 3, 2, 4, 2, key=jax.random.key(0))
+    model = jax.tree.map(
+        lambda leaf: draw(0, *leaf.shape) if hasattr(leaf, "shape") else leaf, shapes
+    )
     params, static = eqx.partition(model, eqx.is_inexact_array)
     assert len(linear_layers(params)) == 3
     action = RescaleReLU()
@@ -174,13 +196,16 @@ def test_layers_of_a_model_are_found_through_its_structure():
     [
         (lambda: RescaleReLU(jnp.tanh), "positively homogeneous .*; tanh is not"),
         (lambda: OrthogonalRadial(jax.nn.relu), "radial .*; relu is not"),
-        (lambda: RescaleReLU().identity(net(KEY, (3, 2), True)), "two or more layers"),
         (
-            lambda: GLLinear().identity(2 * net(KEY, (3, 2), True)),
+            lambda: RescaleReLU(layers=list).identity(net((3, 2), True)),
+            "two or more layers",
+        ),
+        (
+            lambda: GLLinear(list).identity(2 * net((3, 2), True)),
             r"as wide as the next one's input \(got weights of shapes",
         ),
         (
-            lambda: DataDependentGL(leaky).identity(net(KEY, (3, 2, 2), True)),
+            lambda: DataDependentGL(leaky, list).identity(net((3, 2, 2), True)),
             r"must have no bias \(layer 0 has one\)",
         ),
         (lambda: EllipsoidRotation(-jnp.eye(2)), "positive definite"),
