@@ -5,12 +5,13 @@ solution that it can express; freezing its attention at random helps; sharpness-
 minimisation mends it, and leaves a flatter minimum.
 
 Kept: the architecture, the task (noisy linear forecasts of white noise), the oracle and
-the baselines: a linear map alone, attention frozen at random (all four of its maps,
-or those that say who looks at whom), sigma-reparametrisation. All arms share batches, rate and steps, as in the paper, which gives the sharpness-aware ones
-twice the gradients; the error at equal gradients is recorded. The radius is chosen by
-validation error. Given up at laptop scale: size (a past of 96 and a horizon of 24
-instead of 512 and 96, 4000 samples instead of 10 000), and the eight public series, of
-which one short recording takes the place; nothing is gated on it.
+the baselines: a linear map alone, attention frozen at random (all four of its maps, or
+those that say who looks at whom), sigma-reparametrisation. All arms share batches, rate
+and steps, as in the paper, which gives the sharpness-aware ones twice the gradients;
+the error at equal gradients is recorded. The radius is chosen by validation error.
+Given up at laptop scale: size (a past of 96 and a horizon of 24 instead of 512 and 96,
+4000 samples instead of 10 000), and the eight public series, of which one short
+recording takes the place; nothing is gated on it.
 
 Refuted by: a trained transformer as good as one with frozen attention, no gain from the
 sharpness-aware step, no flatter minimum, or, for the claim in its strong form, an error
