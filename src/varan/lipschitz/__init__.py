@@ -17,6 +17,10 @@ from .._lazy import attach as _attach
 if TYPE_CHECKING:
     from ._branch import BaB as BaB
     from ._builder import register_activation as register_activation
+    from ._certified_training import ibp_initialise as ibp_initialise
+    from ._certified_training import ibp_loss as ibp_loss
+    from ._certified_training import ibp_margins as ibp_margins
+    from ._certified_training import sabr_loss as sabr_loss
     from ._curves import PiecewiseLinear as PiecewiseLinear
     from ._curves import SmoothCurve as SmoothCurve
     from ._exact import ExactLipschitz as ExactLipschitz
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from ._lipschitz import jacobian_bounds as jacobian_bounds
     from ._lipschitz import jvp_bounds as jvp_bounds
     from ._lipschitz import local_lipschitz as local_lipschitz
+    from ._milp import exact_bounds as exact_bounds
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
     from ._nodes import UnsupportedPrimitive as UnsupportedPrimitive
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
     from ._sets import Box as Box
+    from ._tightness import expected_tightness as expected_tightness
+    from ._tightness import propagation_tightness as propagation_tightness
     from ._verify import Verification as Verification
     from ._verify import robustness_property as robustness_property
     from ._verify import verify as verify
@@ -57,15 +64,22 @@ __getattr__, __dir__, __all__ = _attach(
         "Verification": "_verify",
         "bounds": "_forward",
         "certified_radius": "_radius",
+        "exact_bounds": "_milp",
         "exact_lipschitz": "_exact",
+        "expected_tightness": "_tightness",
+        "ibp_initialise": "_certified_training",
+        "ibp_loss": "_certified_training",
+        "ibp_margins": "_certified_training",
         "jacobian_bounds": "_lipschitz",
         "jvp_bounds": "_lipschitz",
         "load_onnx": "_onnx",
         "local_lipschitz": "_lipschitz",
         "monotone": "_monotone",
+        "propagation_tightness": "_tightness",
         "read_vnnlib": "_vnnlib",
         "register_activation": "_builder",
         "robustness_property": "_verify",
+        "sabr_loss": "_certified_training",
         "verify": "_verify",
     },
 )

@@ -102,7 +102,7 @@ class Builder:
             consts = getattr(inner, "consts", ())
             return self.run(getattr(inner, "jaxpr", inner), consts, inputs)
         if all(isinstance(a, Const) for a in inputs):
-            out = bind(eqn, [a.value for a in inputs])
+            out = _fold(eqn, [a.value for a in inputs])
             several = eqn.primitive.multiple_results
             return [Const(o) for o in out] if several else [Const(out)]
         keys = expression_keys(eqn, inputs)
@@ -131,6 +131,14 @@ _CALL_NAMES = (
     "custom_vjp_call custom_vjp_call_jaxpr"
 )
 _CALLS = frozenset(_CALL_NAMES.split())
+
+
+def _fold(eqn, values):
+    """Constants of constants; under jit, too, known numbers stay known."""
+    if any(isinstance(value, jax.core.Tracer) for value in values):
+        return bind(eqn, values)
+    with jax.ensure_compile_time_eval():
+        return bind(eqn, values)
 
 
 def _source(eqn) -> str:
