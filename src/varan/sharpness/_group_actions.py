@@ -69,7 +69,7 @@ class GroupAction(eqx.Module):
 
     def curve(self, direction: PyTree, t: Float[Array, ""]) -> PyTree:
         """Coordinates of `exp(t M)`, right up to the second order in `t`."""
-        return jtu.tree_map(lambda m: t * m, direction)
+        return jtu.tree_map(lambda m: t.astype(m.dtype) * m, direction)
 
     def degenerate(self, params: PyTree, batch: Any) -> Bool[Array, ""]:
         """Whether the action is not defined here (rank-deficient activations)."""
@@ -425,6 +425,7 @@ def _inverse_near_identity(T):
 
 def _second_order(m, t):
     """`exp(t M) - I` up to the third order."""
+    t = t.astype(m.dtype)
     return t * m + t**2 / 2 * (m @ m)
 
 
