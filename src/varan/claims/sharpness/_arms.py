@@ -15,6 +15,7 @@ from varan.sharpness import (
     asam,
     complement,
     elementwise_scale,
+    fad,
     gam,
     gr,
     norm_params,
@@ -40,6 +41,13 @@ def _smoothed(logits, labels, smoothing):
 def _adamw(schedule, weight_decay):
     # A hundredth: the grid of learning rates is then 3e-4, 1e-3 and 3e-3.
     return optax.adamw(lambda step: schedule(step) / 100, weight_decay=weight_decay)
+
+
+def _adam(schedule, weight_decay):
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.adam(lambda step: schedule(step) / 100),
+    )
 
 
 def _optax_sam(schedule, rho):
@@ -134,6 +142,15 @@ _ARMS = (
     # Row 075.
     Arm("gam", _gam, 4, (0.05, 0.1, 0.2, 0.5, 1.0), 0.2),
     Arm("sam-gam", _sam_gam, 4, RADII, 0.05),
+    # Row 169; Adam's parameter is the weight decay, as in DomainBed.
+    Arm("adam", _adam, 1, (0.0, 1e-5, 1e-4, 1e-3, 1e-2), 0.0),
+    Arm(
+        "fad",
+        lambda s, rho: fad(momentum_sgd(s), rho),
+        4,
+        (0.05, 0.1, 0.2, 0.5, 1.0),
+        0.05,
+    ),
     # Row 123.
     Arm("sam-on", _sam_on, 2, (0.5, 1, 2, 4, 8), 0.5),
     Arm("sam-no-norm", _sam_no_norm, 2, RADII, 0.05),
