@@ -19,6 +19,7 @@ from ._race import race
 from ._report import report
 from ._results import results
 from ._run import run
+from ._sharpness import sharpness
 from ._transport import transport
 
 __all__ = ["FAILED", "INTERRUPTED", "USAGE", "app", "main"]
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_rows)
-for _verb in (show, run, results, race, report, doctor, transport, certify):
+for _verb in (show, run, results, race, report, doctor, transport, sharpness, certify):
     app.command()(_verb)
 
 

@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from ._spectrum import SpectralDensity as SpectralDensity
     from ._spectrum import hessian_trace as hessian_trace
     from ._spectrum import spectral_density as spectral_density
+    from ._surface import LossSurface as LossSurface
+    from ._surface import loss_surface as loss_surface
     from ._teleport import TeleportReport as TeleportReport
     from ._teleport import TeleportState as TeleportState
     from ._teleport import teleport as teleport
@@ -132,6 +134,7 @@ __getattr__, __dir__, __all__ = _attach(
         "GridCells": "_cells",
         "GroupAction": "_group_actions",
         "LogitLoss": "_objective",
+        "LossSurface": "_surface",
         "MeasureResult": "_objective",
         "OODBound": "_ood_bound",
         "OrbitCurvature": "_teleport_objectives",
@@ -187,6 +190,7 @@ __getattr__, __dir__, __all__ = _attach(
         "ldam": "_imbalance",
         "linear_layers": "_group_actions",
         "looksam": "_sam_variants",
+        "loss_surface": "_surface",
         "lsam": "_sam_variants",
         "make_xor": "_xor",
         "norm_params": "_masks",

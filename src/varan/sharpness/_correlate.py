@@ -48,7 +48,7 @@ class CorrelationTable(eqx.Module):
 
     def among(
         self,
-        chosen: Bool[Array, " models"],
+        chosen: Bool[Array, " models"] | np.ndarray,
         *,
         resamples: int = 1000,
         key: PRNGKeyArray,

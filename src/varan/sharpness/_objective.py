@@ -216,5 +216,5 @@ def t_half_width(samples: Float[Array, " n"]) -> Float[Array, ""]:
     from scipy.special import stdtrit
 
     n = samples.shape[0]
-    quantile = np.asarray(stdtrit(n - 1, 0.975) / np.sqrt(n), samples.dtype)
-    return quantile * jnp.std(samples, ddof=1)
+    quantile = jnp.asarray(stdtrit(n - 1, 0.975) / np.sqrt(n), samples.dtype)
+    return jnp.std(samples, ddof=1) * quantile

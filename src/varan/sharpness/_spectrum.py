@@ -225,8 +225,8 @@ class SpectralDensity(eqx.Module):
     ) -> Float[Array, " points"]:
         """The density, each node drawn as a normal curve of the given deviation."""
         check_positive("SpectralDensity.density", "width", width)
-        width = jnp.asarray(width, grid.dtype)
         nodes, weights = self.nodes.ravel(), self.weights.ravel()
+        grid, width = (jnp.asarray(v, nodes.dtype) for v in (grid, width))
         away = (grid[:, None] - nodes[None, :]) / width
         curves = jnp.exp(-(away**2) / 2) / (width * math.sqrt(2 * math.pi))
         return curves @ weights / self.nodes.shape[0]
