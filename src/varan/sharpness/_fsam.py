@@ -115,7 +115,7 @@ def fsam(
 
     Differences:
         The authors' code has other choices than their text: `fisher="batch"`, and
-        `maskable` without biases, embeddings and normalisation layers, which
+        `maskable` without biases, embeddings and batch normalisation, which
         `perturb_rest=True` perturbs fully.
     """
     check_schedule("fsam", "rho", rho)
