@@ -226,10 +226,15 @@ def run_arm(
     length = max(int(steps * arm.share(parameter)), 1)
     dtype = data.train[0].dtype
     numbers = (jnp.asarray(rate, dtype), jnp.asarray(parameter, dtype))
-    params, taken, spent, curve, found = _train(
-        arm, net, data.train, data.test, jax.random.key(seed), numbers, length
+    for_net, for_order = jax.random.split(jax.random.key(seed))
+    start = _start(net, data.train[0].shape[1], for_net)
+    order = _order(for_order, data.train[1].size, -(-length // GRADIENTS))
+    params, taken, spent, curve = _train(arm, start, data.train, order, numbers, length)
+    test_error, test_nll, train_error, train_loss = (
+        float(number)
+        for part in (data.test, data.train)
+        for number in _evaluate(params, part)
     )
-    test_error, test_nll, train_error, train_loss = map(float, found)
     diverged = bool(taken < length) or not np.isfinite(train_loss)
     if diverged:
         test_error = train_error = 1 - 1 / _CLASSES
@@ -266,32 +271,44 @@ def logits_fn(
     return jax.vmap(params)(x)
 
 
+# What all arms share is compiled for itself, once and not for every arm.
+@partial(jax.jit, static_argnums=(0, 1))
+def _start(net, inputs, key):
+    return _NETS[net](inputs, _CLASSES, key=key)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _order(key, size, budgets):
+    """The batches of so many whole budgets: a shorter training takes the first."""
+    epochs = -(-budgets * GRADIENTS // (size // _BATCH))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(epochs))
+    batches = jax.vmap(partial(epoch_batches, size=size, batch_size=_BATCH))(keys)
+    return batches.reshape(-1, _BATCH)
+
+
+@jax.jit
+def _evaluate(params, part):
+    inputs, labels = part
+    logits = logits_fn(params, inputs)
+    return 1 - accuracy(logits, labels), negative_log_likelihood(logits, labels)
+
+
 # Steps instead of `train_epochs`: budgets are no multiples of an epoch's 31 batches,
 # and a length that is data lets every budget share one compiled loop.
-@partial(jax.jit, static_argnums=(0, 1))
-def _train(arm, net, train, test, key, numbers, length):
+@partial(jax.jit, static_argnums=0)
+def _train(arm, params, train, order, numbers, length):
     x, y = train
     rate, parameter = numbers
-    for_net, for_order = jax.random.split(key)
-    params = _NETS[net](x.shape[1], _CLASSES, key=for_net)
     whole = jnp.asarray(length, x.dtype)
 
     def schedule(step):
         return rate * (1 + jnp.cos(jnp.pi * jnp.asarray(step, x.dtype) / whole)) / 2
 
     optimiser = arm.make(schedule, parameter)
-    batches = x.shape[0] // _BATCH
-
-    def reordered(step):
-        epoch = jax.random.fold_in(for_order, step // batches)
-        return epoch_batches(epoch, x.shape[0], _BATCH)
 
     def one_step(carry):
-        step, params, state, order, curve, _ = carry
-        place = step % batches
-        order = jax.lax.cond(place == 0, reordered, lambda _: order, step)
-        chosen = order[place]
-        inputs, labels = x[chosen], y[chosen]
+        step, params, state, curve, _ = carry
+        inputs, labels = x[order[step]], y[order[step]]
 
         def loss(params):
             return arm.loss(logits_fn(params, inputs), labels, parameter)
@@ -299,29 +316,21 @@ def _train(arm, net, train, test, key, numbers, length):
         params, state, value = arm.update(loss, params, state, optimiser)
         part = step * _POINTS // length
         curve = curve.at[:, part].add(jnp.stack([value, jnp.ones_like(value)]))
-        return step + 1, params, state, order, curve, jnp.isfinite(value)
+        return step + 1, params, state, curve, jnp.isfinite(value)
 
-    step, params, state, _, curve, _ = jax.lax.while_loop(
+    step, params, state, curve, _ = jax.lax.while_loop(
         lambda carry: (carry[0] < length) & carry[-1],
         one_step,
         (
             jnp.zeros((), jnp.int32),
             params,
             optimiser.init(params),
-            jnp.zeros((batches, _BATCH), jnp.int32),
             jnp.zeros((2, _POINTS), x.dtype),
             jnp.ones((), bool),
         ),
     )
-    found = []
-    for inputs, labels in (test, train):
-        logits = logits_fn(params, inputs)
-        found += [
-            1 - accuracy(logits, labels),
-            negative_log_likelihood(logits, labels),
-        ]
     spent = optax.tree.get(state, "grad_evals", arm.cost * step)
-    return params, step, spent, curve, found
+    return params, step, spent, curve
 
 
 def flatness(
