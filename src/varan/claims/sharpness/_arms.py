@@ -82,7 +82,7 @@ def _sam_random(schedule, rho):
 
     def direction(g0, params, mask, grad_fn, call):
         kept = jtu.tree_map(lambda m, g: jnp.where(m, g, 0), mask, g0)
-        length = jnp.maximum(optax.global_norm(kept), 1e-12)
+        length = jnp.maximum(optax.tree.norm(kept), 1e-12)
         e = jtu.tree_map(lambda g: rho * g / length, kept)
         return grad_fn(jtu.tree_map(jnp.add, params, e)), mask, e
 
