@@ -35,7 +35,15 @@ def left_out(target: str, seed: int, samples: int, *, validate: bool = False) ->
 
     Returns:
         The data, as column `"domains"`.
+
+    Raises:
+        ValueError: If there is no such domain.
     """
+    if target not in DOMAINS:
+        raise ValueError(
+            f"left_out: `target` must be one of {', '.join(DOMAINS)} (got {target!r})."
+        )
+    test = []
     kept, held_out = samples - samples // 5, samples // 5
     train, validation = [], []
     for place, (name, settings) in enumerate(DOMAINS.items()):
@@ -43,7 +51,7 @@ def left_out(target: str, seed: int, samples: int, *, validate: bool = False) ->
         drawn = mnist1d(key, samples, standardise=False, **settings)
         signals, labels = (np.asarray(part) for part in drawn)
         if name == target:
-            test = [(signals, labels)]
+            test.append((signals, labels))
         else:
             train.append((signals[:kept], labels[:kept]))
             validation.append((signals[-held_out:], labels[-held_out:]))

@@ -54,48 +54,33 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
 
 
 def _flows(scale, seed, numbers, curves, notes):
-    identity, outside, ordered, decreasing, collapsed = [], [], [], [], []
-    gammas = scale["gammas"]
+    found = {name: [] for name in ("drift", "row space", "ordered", "decreasing")}
+    collapsed = []
     with jax.enable_x64(True):
         for center, alpha in product(scale["centers"], scale["alphas"]):
             net, target, basis = _instance(scale, seed, center)
-            ends = {
-                (name, gamma): net.flow(alpha, gamma, eps)
-                for (name, eps), gamma in product(SCHEMES.items(), gammas)
-            }
-            plain = net.flow(alpha)
-            for (_, gamma), end in [*ends.items(), (("plain", 0.0), plain)]:
+            ends = {("plain", 0.0): net.flow(alpha)}
+            for (name, eps), gamma in product(SCHEMES.items(), scale["gammas"]):
+                ends[name, gamma] = net.flow(alpha, gamma, eps)
+            for (name, gamma), end in ends.items():
+                key = f"{center:g}_{alpha:g}_{name.replace(', ', '_')}_{gamma:g}"
+                numbers[f"distance_{key}"] = _distance(end, target)
                 if not end.converged:
-                    collapsed.append(gamma > net.attracting_gamma)
+                    collapsed.append(bool(gamma > net.attracting_gamma))
                     continue
                 predicted = net.predicted_scales(end, alpha, gamma)
-                identity.append(np.max(np.abs(np.log(end.scales / predicted))))
+                found["drift"].append(np.max(np.abs(np.log(end.scales / predicted))))
                 dual = np.asarray(end.dual)
                 beside = dual - basis @ (basis.T @ dual)
-                outside.append(np.linalg.norm(beside) / np.linalg.norm(dual))
-            for gamma in gammas:
-                trio = [ends[name, gamma] for name in ("forward", "exact", "backward")]
-                if all(end.converged for end in trio):
-                    low, middle, high = (float(jnp.mean(end.scales)) for end in trio)
-                    ordered.append(low < middle < high)
-            for name in ("forward", "exact"):
-                along = [plain, *(ends[name, gamma] for gamma in gammas)]
-                decreasing += [
-                    bool(jnp.mean(more.scales) < jnp.mean(less.scales))
-                    for less, more in pairwise(along)
-                    if more.converged
-                ]
+                found["row space"].append(np.linalg.norm(beside) / np.linalg.norm(dual))
+            found["ordered"] += _ordered(ends, scale["gammas"])
+            found["decreasing"] += _decreasing(ends, scale["gammas"])
             where = f"center {center:g}, alpha {alpha:g}"
-            _draw(curves, where, scale, ends, plain, target)
-            key = f"{center:g}_{alpha:g}"
-            numbers[f"distance_{key}_plain"] = _distance(plain, target)
-            for (name, gamma), end in ends.items():
-                short = name.replace(", ", "_")
-                numbers[f"distance_{key}_{short}_{gamma:g}"] = _distance(end, target)
-    numbers["identity_error"] = float(max(identity))
-    numbers["row_space_error"] = float(max(outside))
-    numbers["ordered_share"] = float(np.mean(ordered))
-    numbers["decreasing_share"] = float(np.mean(decreasing))
+            _draw(curves, where, scale["gammas"], ends, target)
+    numbers["identity_error"] = float(max(found["drift"]))
+    numbers["row_space_error"] = float(max(found["row space"]))
+    numbers["ordered_share"] = float(np.mean(found["ordered"]))
+    numbers["decreasing_share"] = float(np.mean(found["decreasing"]))
     numbers["flows_into_saddles"] = float(len(collapsed))
     if collapsed:
         notes.append(
@@ -103,6 +88,33 @@ def _flows(scale, seed, numbers, curves, notes):
             f"and are left out; in {sum(collapsed)} of them gamma was above the "
             "strength from which on the saddle at the origin attracts."
         )
+
+
+def _ordered(ends, gammas):
+    """For each strength at which all interpolate: forward < exact < backward."""
+    trios = [
+        [ends[name, gamma] for name in ("forward", "exact", "backward")]
+        for gamma in gammas
+    ]
+    return [
+        all(_scale(left) < _scale(right) for left, right in pairwise(trio))
+        for trio in trios
+        if all(end.converged for end in trio)
+    ]
+
+
+def _decreasing(ends, gammas):
+    """For each step in strength: whether the scales fall, forward and exact."""
+    found = []
+    for name in ("forward", "exact"):
+        along = [ends["plain", 0.0], *(ends[name, gamma] for gamma in gammas)]
+        kept = [end for end in along if end.converged]
+        found += [_scale(more) < _scale(less) for less, more in pairwise(kept)]
+    return found
+
+
+def _scale(end):
+    return float(jnp.mean(end.scales))
 
 
 def _instance(scale, seed, center):
@@ -118,25 +130,21 @@ def _distance(end, target):
     return float(np.sum((np.asarray(end.beta) - target) ** 2))
 
 
-def _draw(curves, where, scale, ends, plain, target):
+def _draw(curves, where, gammas, ends, target):
     for name in SCHEMES:
-        along = [ends[name, gamma] for gamma in scale["gammas"]]
-        kept = [
-            (gamma, end)
-            for gamma, end in zip([0.0, *scale["gammas"]], [plain, *along], strict=True)
-            if end.converged
-        ]
-        gammas = [gamma for gamma, _ in kept]
-        for values, plot, label in (
-            ([float(jnp.mean(end.scales)) for _, end in kept], "scales", "mean scale"),
+        along = {0.0: ends["plain", 0.0]} | {g: ends[name, g] for g in gammas}
+        kept = {gamma: end for gamma, end in along.items() if end.converged}
+        for plot, label, measure in (
+            ("scales", "mean scale", _scale),
             (
-                [_distance(end, target) for _, end in kept],
                 "distance",
                 "squared distance to the true coefficients",
+                lambda end: _distance(end, target),
             ),
         ):
+            values = [measure(end) for end in kept.values()]
             curves.append(
-                Curve(gammas, values, name, f"{plot}, {where}", "gamma", label)
+                Curve(list(kept), values, name, f"{plot}, {where}", "gamma", label)
             )
 
 
