@@ -95,9 +95,8 @@ def test_evaluations_are_counted():
             jax.debug.callback(lambda: calls.append(1))
             return super().__call__(loss_fn, params, batch)
 
-    _, report = teleport(
-        quadratic, W, None, ROTATION, Counted(), lr=jnp.asarray(5.0), steps=3
-    )
+    near = jnp.array([0.3, 1.0])  # half a radian is too far from here
+    _, report = teleport(quadratic, near, None, ROTATION, Counted(), lr=5.0, steps=3)
     jax.effects_barrier()
     # Each round's derivative passes through the objective once.
     assert len(calls) == int(report.evaluations) - int(report.steps)
@@ -134,6 +133,15 @@ def test_rank_deficient_activations_are_flagged_and_nothing_moves(to_steep):
     moved, report = to_steep(flat, 1e-2, 1e-3)
     assert bool(report.degenerate) and int(report.steps) == 0
     jtu.tree_map(np.testing.assert_array_equal, moved, NET)
+
+
+def test_no_step_is_longer_than_half_a_unit_of_the_group():
+    # Rescalings have no steepest place; ten steps stay within exp(5) all the same.
+    action = RescaleReLU(leaky, list)
+    moved, report = teleport(mean_square, NET, BATCH, action, lr=1e6, steps=2)
+    scale = moved[0].weight / NET[0].weight
+    assert 1 < int(report.steps) <= 2
+    assert np.exp(0.3) < float(jnp.max(scale)) <= np.exp(2 * 0.5) + 1e-12
 
 
 def test_a_cap_below_the_objective_moves_nothing_and_says_so():

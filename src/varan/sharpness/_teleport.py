@@ -37,6 +37,10 @@ from ._vectors import inner, minus, moved, scaled
 _ARMIJO = 0.5
 # ... and gets at most so many halvings of the stepsize.
 _HALVINGS = 20
+# The largest norm of the group's coordinates in one step. They are a chart around the
+# identity (I + T is invertible below 1), and orbits of non-compact groups have no
+# steepest point: without a bound one long step can end anywhere.
+_REACH = 0.5
 
 
 class TeleportReport(eqx.Module):
@@ -103,12 +107,15 @@ def teleport(
     """Moves the parameters along their orbit to raise (or lower) an objective.
 
     Each step starts at the identity, takes the gradient of the objective with respect
-    to the group element, and tries `lr` along it; the stepsize is halved until the
-    objective gains half of what its derivative promises and the loss has moved by at
-    most `tol max(1, |loss|)` since the start. It is kept from step to step. So the
-    objective never decreases (beyond rounding) and the loss stays. Cost: for each step
-    one gradient of the objective (with `GradNorm` two gradients of the loss) and
-    for each trial one value and one loss.
+    to the group element, and tries `lr` along it, at most a norm of 1/2; the stepsize
+    is halved until the objective gains half of what its derivative promises and the
+    loss has moved by at most `tol max(1, |loss|)` since the start. It is kept from step
+    to step. So the objective never decreases (beyond rounding) and the loss stays.
+    Along rescalings and invertible matrices the gradient has no largest value: few
+    steps or a `cap` keep it in the range that the optimiser's learning rate can bear.
+
+    Cost: for each step one gradient of the objective (with `GradNorm` two gradients of
+    the loss) and for each trial one value and one loss.
 
     Args:
         loss_fn: `(params, batch) -> scalar`.
@@ -150,7 +157,8 @@ def teleport(
         and 5.
 
     Differences: The released code takes fixed steps, without looking at the objective
-        or the loss, and rescales the hidden activations instead of computing them.
+        or the loss, has a cap of 100 on the squared gradient norm, and rescales the
+        hidden activations instead of computing them.
     """
     objective = GradNorm() if objective is None else objective
     check_nonnegative("teleport", "lr", lr)
@@ -195,10 +203,8 @@ def _teleport(
             stepsize, trials, *_ = carry
             element = scaled(slope, stepsize)
             params = action.act(now.params, element, batch)
-            value, loss = (
-                sign * objective(loss_fn, params, batch),
-                loss_fn(params, batch),
-            )
+            value = sign * objective(loss_fn, params, batch)
+            loss = loss_fn(params, batch)
             gains = value >= now.value + _ARMIJO * stepsize * promise - slack
             good = gains & (jnp.abs(loss - loss0) <= allowed) & jnp.isfinite(value)
             stepsize = jnp.where(good, stepsize, stepsize / 2)
@@ -207,7 +213,9 @@ def _teleport(
         def unfinished(carry):
             return ~carry[2] & (carry[1] <= _HALVINGS)
 
-        start = (now.stepsize, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        longest = _REACH / jnp.maximum(jnp.sqrt(promise), jnp.finfo(dtype).tiny)
+        first = jnp.minimum(now.stepsize, longest)
+        start = (first, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
         start = (*start, now.params, now.value, now.loss)
         stepsize, trials, good, params, value, loss = jax.lax.while_loop(
             unfinished, trial, start
@@ -220,7 +228,8 @@ def _teleport(
             kept(params, now.params),
             kept(value, now.value),
             kept(loss, now.loss),
-            stepsize,
+            # Shorter from now on where it had to be halved, not where it was long.
+            jnp.where(stepsize < first, stepsize, now.stepsize),
             now.steps + good.astype(jnp.int32),
             now.trials + trials,
             now.rounds + 1,
