@@ -18,7 +18,8 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ..core._checks import check_nonnegative
+from ..core._checks import check_nonnegative, is_traced
+from ..metrics import bim
 from ._sets import Box
 from ._tightness import interval_bounds
 
@@ -159,8 +160,11 @@ def sabr_loss(
             "sabr_loss: `share` must lie in (0, 1] and `steps` be at least 1 "
             f"(got {share} and {steps})."
         )
-    reach = (1 - share) * epsilon
-    centre = lax.stop_gradient(_ascend(model, x, y, reach, steps, clip))
+    centre = x
+    if share < 1 and (is_traced(epsilon) or epsilon > 0):
+        reach = (1 - share) * epsilon
+        settings = {"steps": steps, "stepsize": 2.5 * reach / steps, "bounds": clip}
+        centre = lax.stop_gradient(bim(jax.vmap(model), x, y, reach, **settings))
     box = Box.linf(centre, share * epsilon, clip=clip)
     return jnp.mean(_cross_entropy(_margins(model, box, y)))
 
@@ -218,14 +222,3 @@ def _cross_entropy(leads: Array) -> Array:
 def _clean(model, x, y) -> Array:
     logits = jax.vmap(model)(x)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
-
-
-def _ascend(model, x, y, reach, steps, clip) -> Array:
-    slope = jax.grad(lambda x: _clean(model, x, y))
-    ball = Box.linf(x, reach, clip=clip)
-
-    def step(point, _):
-        moved = point + 2.5 * reach / steps * jnp.sign(slope(point))
-        return jnp.clip(moved, ball.lower, ball.upper), None
-
-    return lax.scan(step, x, None, length=steps)[0]
