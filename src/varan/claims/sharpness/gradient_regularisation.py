@@ -159,6 +159,9 @@ def _training(scale, seed, numbers, curves, notes):
         numbers[f"{key}_test_error"] = run.points
         numbers[f"{key}_train_loss"] = run.train_loss
         curves.append(loss_curve(run))
+    ratios = [run.gradients / scale["gradients"] for run in runs.values()]
+    # The one that is farthest from equal.
+    numbers["budget_ratio"] = max(ratios, key=lambda ratio: abs(ratio - 1))
     points = {name: run.points for name, run in runs.items()}
     numbers["forward_minus_backward"] = points["gr-forward"] - points["gr-backward"]
     if "gr-exact" not in runs:
