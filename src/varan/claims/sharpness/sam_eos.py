@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.stats import rankdata
 
 from varan import Status
 from varan.claims import Curve, Measurements
@@ -140,6 +139,8 @@ def _images(seed):
 
 def _judge(runs):
     """Where each run settled: medians over the last half, of those at their edge."""
+    from scipy.stats import rankdata
+
     settled = {"gd": [], "usam": [], "sam": []}
     errors, ratios, predicted, observed, notes = [], [], [], [], []
     for (method, stepsize, rho), run in runs.items():
