@@ -43,7 +43,7 @@ class TwoLayer(eqx.Module):
         width: Hidden units.
         variant: `"plain"` without biases, `"bias"` with them, `"layernorm"` with biases
             and the hidden vector divided by its norm.
-        epsilon: With `"layernorm"`, the least norm that is divided by.
+        epsilon: With `"layernorm"`, the least norm that is divided by, small.
         key: Random key: W of variance 1 / d, a of variance 1 / width, b zero.
 
     Raises:
@@ -138,8 +138,9 @@ def trace_lower_bound(d: int, variant: Variant = "bias") -> float:
 
     Of the mean squared error, without a factor one half, for inputs of entries +-1:
     4 sqrt(d) without biases, 4 sqrt(d + 1) with them. With normalised hidden units it
-    is 2, since the derivative in the head is then a unit vector; it is attained where
-    each sample has one active unit, for which nothing depends on the first layer.
+    is 2, since the derivative in the head is then a unit vector (shorter hidden vectors
+    than `epsilon` are sharper still); it is attained where each sample has one active
+    unit, for which nothing depends on the first layer.
 
     Args:
         d: Dimension of the inputs, at least 2.
