@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._fsam import fisher_masked as fisher_masked
     from ._fsam import fsam as fsam
     from ._gam import gam as gam
+    from ._gradient_regularisation import GRState as GRState
     from ._gradient_regularisation import flooding as flooding
     from ._gradient_regularisation import gr as gr
     from ._group_actions import DataDependentGL as DataDependentGL
