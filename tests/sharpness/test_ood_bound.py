@@ -65,6 +65,13 @@ def test_one_cell_and_no_shift_leave_the_source_risk_and_its_range():
     assert float(found.shift) == 0
 
 
+def test_what_says_nothing_is_not_below_the_range_by_rounding():
+    # Masses of 1/7 and 1/49 sum to less than 1 in floating point.
+    target = jnp.asarray(np.r_[np.arange(7), np.zeros(42, int)])
+    nothing = Oscillation(jnp.ones(7), proof=True)
+    assert float(bound(target, SOURCE, nothing).value) == 1.0
+
+
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.floats(0.001, 0.2), st.integers(0, 2**31 - 1))
 def test_it_is_monotone_and_knows_no_names(delta, seed):

@@ -329,8 +329,10 @@ def _worst_mean(values, masses, budget):
     order = jnp.argsort(values)
     values, masses = values[order], masses[order]
     before = jnp.cumsum(masses) - masses
-    taken = jnp.clip(budget - before, 0, masses)
-    return jnp.sum(masses * values) + jnp.sum(taken * (values[-1] - values))
+    left = masses - jnp.clip(budget - before, 0, masses)
+    # From the top down: masses that round to a sum below 1 must not lower a bound that
+    # says nothing, and all that is subtracted is not negative.
+    return values[-1] - jnp.sum(left * (values[-1] - values))
 
 
 def _cell_means(losses, cells, count):
