@@ -5,8 +5,9 @@ is worth as much as one on all; an ascent on as many other parameters is not; an
 minima are not the flatter ones. MNIST-1D with 40 % label noise, a perceptron with layer
 normalisation, differences of test error in points at equal numbers of gradients, each
 arm with its own tuned learning rate and radius. The random masks differ from seed to
-seed. Beside them: everything but the norms, the adaptive ascent on all and on the
-norms, and the largest Hessian eigenvalue of the training loss at the end.
+seed. Beside them, at the largest scale, everything but the norms and the adaptive
+ascent on all and on the norms; and the largest Hessian eigenvalue of the training loss
+at the end.
 
 Kept: the selection, the norm of the ascent over the selected only, the controls. Given
 up: CIFAR and ImageNet, batch normalisation and transformers; the norms are 2 % of this
