@@ -65,12 +65,6 @@ RULES = {
     ),
     "usam": RuleCase(usam, 2, {"rho": 0.0}, normalised=False),
     "gr, forward": RuleCase(partial(gr, eps=0.1, **GAMMA), 2, OFF, normalised=False),
-    "gr, backward": RuleCase(
-        partial(gr, scheme="backward", **GAMMA), 2, OFF, normalised=False
-    ),
-    "gr, central": RuleCase(
-        partial(gr, eps=0.1, scheme="central", **GAMMA), 3, OFF, normalised=False
-    ),
     "gr, exact": RuleCase(partial(gr, scheme="exact", **GAMMA), 3, OFF),
     "amp": RuleCase(partial(amp, inner_lr=0.01), 2, {"eps": 0.0}, normalised=False),
     "amp, leaf, two ascents": RuleCase(
