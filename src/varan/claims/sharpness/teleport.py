@@ -52,8 +52,8 @@ def _leaky(z):
 
 WIDTHS = (40, 32, 16, 10)
 ACTIONS = {
-    "data-dependent": DataDependentGL(_leaky),
-    "rescaling": RescaleReLU(_leaky),
+    "data-dependent": DataDependentGL,
+    "rescaling": RescaleReLU,
 }
 CAP = 100.0  # of the squared gradient norm, as in the released code
 TARGET = 0.6  # of the baseline's budget
@@ -228,7 +228,7 @@ def _train(name, action, epochs, sizes, data, key, lr, when, ascent, reset):
     batch, teleport_batch, ascent_steps = sizes
     method = with_teleport(
         OPTIMISERS[name][0](lr),
-        ACTIONS[action],
+        ACTIONS[action](_leaky),
         at_steps=when,
         reset=reset,
         steps=ascent_steps,
