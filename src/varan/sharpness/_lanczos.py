@@ -11,6 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+# Rows that are orthogonalised against together: the basis is filled from the top, and
+# what is still empty is not read.
+_ROWS = 16
+
 
 class Krylov(NamedTuple):
     """An orthonormal basis Q, row by row, and the tridiagonal T = Q H Q'.
@@ -19,7 +23,7 @@ class Krylov(NamedTuple):
     and the next row is random; `ended` says that there was nothing left.
     """
 
-    basis: Float[Array, "m+1 n"]
+    basis: Float[Array, "rows n"]
     diagonal: Float[Array, " m"]
     off: Float[Array, " m"]
     steps: Int[Array, ""]
@@ -48,7 +52,8 @@ def begin(key: PRNGKeyArray, selected: Float[Array, " n"], steps: int) -> Krylov
     """The space of one random vector; at most `steps` steps follow."""
     shape = (2, selected.size)
     start, noise = jax.random.normal(key, shape, selected.dtype) * selected[None, :]
-    basis = jnp.zeros((steps + 1, selected.size), selected.dtype)
+    rows = _ROWS * (steps // _ROWS + 1)
+    basis = jnp.zeros((rows, selected.size), selected.dtype)
     basis = basis.at[0].set(start / jnp.linalg.norm(start))
     zeros = jnp.zeros(steps, selected.dtype)
     count = jnp.zeros((), jnp.int32)
@@ -60,7 +65,7 @@ def advance(
     space: Krylov,
     reorth: bool = True,
 ) -> Krylov:
-    """One step: one product, and with `reorth` 2 m n multiplications."""
+    """One step: one product, and with `reorth` 2 j n multiplications in step j."""
     basis, diagonal, off, j, ended, noise, selected = space
     here = basis[j]
     image = product(here)
@@ -69,13 +74,13 @@ def advance(
     image = image - alpha * here - off[j - 1] * basis[j - 1]
     if reorth:
         # The recurrence above was the first pass; twice is enough (Kahan, Parlett).
-        image = image - (basis @ image) @ basis
+        image = _orthogonal(basis, j, image)
     beta = jnp.linalg.norm(image)
     scale = jnp.max(jnp.abs(diagonal.at[j].set(alpha))) + jnp.max(off)
     split = beta <= 1e2 * np.finfo(here.dtype).eps * scale
     following, exhausted = jax.lax.cond(
         split,
-        lambda: _fresh(basis, selected * jnp.roll(noise, j)),
+        lambda: _fresh(basis, j, selected * jnp.roll(noise, j)),
         lambda: (image / beta, jnp.asarray(False)),
     )
 
@@ -94,11 +99,21 @@ def advance(
     )
 
 
-def _fresh(basis, vector):
+def _orthogonal(basis, j, vector):
+    """The vector without its parts along rows 0 to j."""
+
+    def off(block, vector):
+        rows = jax.lax.dynamic_slice_in_dim(basis, _ROWS * block, _ROWS)
+        return vector - (rows @ vector) @ rows
+
+    return jax.lax.fori_loop(0, j // _ROWS + 1, off, vector)
+
+
+def _fresh(basis, j, vector):
     """The unit vector that is orthogonal to the basis, and whether there is none."""
     length = jnp.linalg.norm(vector)
     for _ in range(2):
-        vector = vector - (basis @ vector) @ basis
+        vector = _orthogonal(basis, j, vector)
     rest = jnp.linalg.norm(vector)
     exhausted = rest <= math.sqrt(np.finfo(vector.dtype).eps) * length
     return jnp.where(exhausted, 0, vector / jnp.where(exhausted, 1, rest)), exhausted
