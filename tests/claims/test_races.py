@@ -8,6 +8,7 @@ from varan.claims.bilevel import automatic_implicit_diff_race as implicit
 from varan.claims.bilevel import maid_race as maid
 from varan.claims.games import adversarial_classification_flow_race as adversarial
 from varan.claims.lipschitz import local_lipschitz_crown_race as lipschitz
+from varan.claims.sharpness import sam_transfer_race as transfer
 from varan.claims.transport import sinkhorn_newton_sparse_race as transport
 from varan.lab.catalogue import load
 from varan.lab.racing import settings_of
@@ -84,3 +85,15 @@ def test_adversarial_risks():
     ours, pot = (contestant.make()() for contestant in heat.contestants)
     assert heat.error(ours) <= heat.tolerance and heat.error(pot) <= heat.tolerance
     assert larger.error(ours) > larger.tolerance
+
+
+def test_adversarial_examples():
+    heat = small(199, transfer, samples=[6], steps=12)
+    answer = np.asarray(heat.contestants[0].make()())
+    assert heat.error(answer) <= heat.tolerance
+    # No attack at all, one of half the radius, and one that leaves the ball.
+    instance = heat.contestants[0].make.args[0]
+    x = np.asarray(instance.parts()[1])
+    assert heat.error(x) == pytest.approx(1.0)
+    assert heat.error((x + answer) / 2) > 10 * heat.tolerance
+    assert heat.error(x + 1.1 * (answer - x)) > heat.tolerance

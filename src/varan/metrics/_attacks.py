@@ -100,7 +100,7 @@ def _attack(logits_fn, x, labels, eps, stepsize, low, high, steps):
 class Transfer(NamedTuple):
     """How many of a surrogate's adversarial examples fool each target.
 
-    Attributes:
+    Args:
         rates: Share of the samples that the target classifies correctly without the
             attack and wrongly with it; NaN where it gets none right or has a logit
             that is NaN.

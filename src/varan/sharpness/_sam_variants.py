@@ -143,7 +143,7 @@ def gsam(
 class WeightAverage(NamedTuple):
     """What `wasam` adds to the base optimiser's state.
 
-    Attributes:
+    Args:
         step: Steps so far.
         averaged: Weights in the mean so far.
         average: Their mean, in single precision or better.
