@@ -98,7 +98,8 @@ def _class_loss(model, batch):
 
 def _curvature(models, drawn, seed):
     """The ends of the class-wise spectra, of three frequent and three rare classes."""
-    batches = batches_by_class(*drawn.train, runs.CLASSES, most=OF_A_CLASS)
+    x, y = drawn.train
+    batches = batches_by_class(x, y, runs.CLASSES, most=OF_A_CLASS)
     ends = tuple(jnp.concatenate([leaf[HEAD], leaf[TAIL]]) for leaf in batches)
     numbers, ratios = {}, {}
     for name, model in models.items():
@@ -121,8 +122,8 @@ def _curvature(models, drawn, seed):
 def _second_moment(seed, draws):
     """SAM's stochastic gradient along the negative eigenvector of a fixed saddle."""
     rho, values = 1.0, jnp.array([-3.0, 0.5, 1.0, 2.0])
-    steps = _steps(jax.random.key(seed), values, jnp.asarray(rho), draws)
-    plain, perturbed = (np.asarray(step[:, 0], float) for step in steps)
+    both = _steps(jax.random.key(seed), values, jnp.asarray(rho), draws)
+    plain, perturbed = (np.asarray(step, float) for step in both)
     ratio = np.mean(perturbed**2) / np.mean(plain**2)
     factor = 1 + rho * float(values[0])
     return {
@@ -133,8 +134,8 @@ def _second_moment(seed, draws):
 
 
 @eqx.filter_jit
-def _steps(key, values, rho, draws):
-    """Both gradients, with the same noise of gradient and Hessian."""
+def _steps(key, values, rho, draws) -> tuple[Any, Any]:
+    """The first entries of both gradients, of the same noise."""
     method, w = usam(optax.sgd(-1.0), rho), jnp.ones(values.shape)
 
     def one(key):
@@ -147,6 +148,6 @@ def _steps(key, values, rho, draws):
             return hessian @ w + noise
 
         step, _ = method.update(gradient(w), method.init(w), w, grad_fn=gradient)
-        return gradient(w), step
+        return gradient(w)[0], step[0]
 
     return jax.vmap(one)(jax.random.split(key, draws))

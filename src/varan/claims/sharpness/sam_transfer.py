@@ -39,7 +39,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     """Measures the transfer of every surrogate of one seed."""
     data = column("clean", seed, train=scale["train"])
     targets = _targets(scale["train"], scale["epochs"], scale["targets"])
-    attacked = tuple(part[: scale["points"]] for part in data.test)
+    x, y = (part[: scale["points"]] for part in data.test)
     key = jax.random.key(seed)
     ends, along = {}, None
     for name in scale["surrogates"]:
@@ -54,7 +54,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     every = [*checkpoints, *ends.values()]
     surrogates = [eqx.filter_vmap(model) for model in every]
     found = transfer_matrix(
-        surrogates, targets, *attacked, scale["eps"], steps=scale["steps"]
+        surrogates, targets, x, y, scale["eps"], steps=scale["steps"]
     )
     choosing, counting = (
         100 * np.asarray(part, float)
@@ -65,10 +65,8 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     early = int(np.argmax(choosing[: runs.CHUNKS]))
     large = max((name for name in ends if name.startswith("lsam")), key=by.__getitem__)
 
-    white = transfer_matrix(
-        [surrogates[runs.CHUNKS]], [surrogates[runs.CHUNKS]], *attacked, scale["eps"],
-        steps=scale["steps"],
-    )  # fmt: skip
+    end = surrogates[runs.CHUNKS : runs.CHUNKS + 1]
+    white = transfer_matrix(end, end, x, y, scale["eps"], steps=scale["steps"])
     numbers = {f"{name.replace(' ', '_')}_transfer": r for name, r in rates.items()}
     numbers |= {
         "early_transfer": counting[early],
