@@ -78,8 +78,8 @@ def test_bad_files_give_one_sentence(clouds):
     np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     for name, message in (
         ("absent.csv", "No such file"),
-        ("words.csv", "does not hold an array of numbers"),
-        ("ragged.csv", "does not hold an array of numbers"),
+        ("words.csv", "does not hold an array of numbers (line 2 has 'c')"),
+        ("ragged.csv", "(line 2 has 1 entries, the first 2)"),
         ("objects.npy", "does not hold an array of numbers"),
         ("cut.npy", "does not hold an array of numbers"),
         ("empty.csv", "holds no numbers"),

@@ -25,9 +25,10 @@ def read_array(file: Path) -> np.ndarray:
         values = np.asarray(values, float)
     except OSError as error:
         fail(f"{file}: {error.strerror or error}.")
-    except (ValueError, TypeError, EOFError):
+    except (ValueError, TypeError, EOFError) as error:
+        where = f" ({error})" if isinstance(error, _BadLine) else ""
         fail(
-            f"{file} does not hold an array of numbers.",
+            f"{file} does not hold an array of numbers{where}.",
             "A CSV file has numbers separated by commas, with at most one line of "
             "headings; an NPY file is what numpy.save writes.",
         )
@@ -39,10 +40,26 @@ def read_array(file: Path) -> np.ndarray:
 def _read_csv(file: Path) -> np.ndarray:
     import numpy as np
 
-    lines = [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    if lines and not any(map(_is_number, lines[0].split(","))):
+    text = file.read_text("utf-8").splitlines()
+    lines = [(number, line) for number, line in enumerate(text, 1) if line.strip()]
+    if lines and not any(map(_is_number, lines[0][1].split(","))):
         del lines[0]
-    return np.array([[float(entry) for entry in line.split(",")] for line in lines])
+    rows = []
+    for number, line in lines:
+        entries = line.split(",")
+        wrong = [entry.strip() for entry in entries if not _is_number(entry)]
+        if wrong:
+            raise _BadLine(f"line {number} has {wrong[0][:20]!r}")
+        if rows and len(entries) != len(rows[0]):
+            raise _BadLine(
+                f"line {number} has {len(entries)} entries, the first {len(rows[0])}"
+            )
+        rows.append([float(entry) for entry in entries])
+    return np.array(rows)
+
+
+class _BadLine(ValueError):
+    """What is wrong with which line of a CSV file."""
 
 
 def _is_number(entry: str) -> bool:
