@@ -28,23 +28,30 @@ def check_finite(owner: str, name: str, array) -> None:
 
 
 def check_positive(owner: str, name: str, value) -> None:
-    """Refuses zero, negative and non-finite values."""
+    """Refuses zero, negative and non-finite values, and what is no number."""
     if is_traced(value):
         return
-    array = np.asarray(value)
+    array = _numbers(owner, name, value)
     if not (np.all(np.isfinite(array)) and np.all(array > 0)):
         shown = array.item() if array.ndim == 0 else f"minimum {np.min(array)}"
         raise ValueError(f"{owner}: `{name}` must be positive (got {shown}).")
 
 
 def check_nonnegative(owner: str, name: str, value) -> None:
-    """Refuses negative and non-finite values; zero is fine."""
+    """Refuses negative and non-finite values, and no numbers; zero is fine."""
     if is_traced(value):
         return
-    array = np.asarray(value)
+    array = _numbers(owner, name, value)
     if not (np.all(np.isfinite(array)) and np.all(array >= 0)):
         shown = array.item() if array.ndim == 0 else f"minimum {np.min(array)}"
         raise ValueError(f"{owner}: `{name}` must not be negative (got {shown}).")
+
+
+def _numbers(owner, name, value):
+    array = np.asarray(value)
+    if array.dtype.kind in "OSU":
+        raise TypeError(f"{owner}: `{name}` must be a number (got {value!r}).")
+    return array
 
 
 def check_nonempty(owner: str, name: str, array) -> None:
