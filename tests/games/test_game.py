@@ -233,3 +233,50 @@ def test_a_bilinear_game_is_solved_where_it_says():
 def test_bad_input_is_named(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "game"),
+    [
+        ("operator", Game(lambda z: jnp.sum(z))),
+        ("operator", Game(lambda z: z[None])),
+        ("project", Game(lambda z: z, project=lambda z: z[:1])),
+        ("resolvent", Game(lambda z: z, resolvent=lambda z, a: (z, z))),
+    ],
+)
+def test_what_does_not_return_an_iterate_is_named(name, game):
+    with pytest.raises(ValueError, match=f"`{name}` must return the structure"):
+        solve(game, Extragradient(0.1), jnp.ones(3))
+
+
+def test_players_pairs_and_matrices_are_checked():
+    with pytest.raises(ValueError, match="got none"):
+        Game.from_players([])
+    with pytest.raises(ValueError, match="got one function"):
+        Game.from_players(lambda z: z)
+    game = Game.from_saddle(lambda x, y: x @ y)
+    for start in (jnp.ones(4), (jnp.ones(2),) * 3):
+        with pytest.raises(ValueError, match="`z` must be a pair"):
+            game.apply(start)
+    for make in (bilinear_game, matrix_game):
+        for bad, message in (
+            (jnp.ones(3), "shape"),
+            (jnp.zeros((0, 2)), "must not be empty"),
+            (jnp.full((2, 2), jnp.nan), "must be finite"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make(bad)
+    assert bilinear_game(jnp.ones((2, 2), jnp.int32)).params[0].dtype == float
+
+
+def test_constants_of_an_operator_with_nan_are_nan():
+    points = jnp.arange(6.0).reshape(3, 2)
+    broken = Game(lambda z, scale: scale * z, jnp.nan)
+    for estimate in (
+        estimate_lipschitz,
+        estimate_monotonicity,
+        estimate_comonotonicity,
+    ):
+        assert bool(jnp.isnan(estimate(broken, points).value))
+        with pytest.raises(ValueError, match="`points` must be finite"):
+            estimate(broken, jnp.nan * points)

@@ -262,3 +262,12 @@ def test_a_varying_jacobian_needs_bounds():
     with pytest.raises(ValueError, match="three points or more"):
         found = small_gain_certificate(two_players(1.0, 0.1), LINE)
         found.verify(jtu.tree_map(lambda v: jnp.zeros((2, 1)), ZERO), 0.1)
+
+
+def test_a_certificate_shows_its_numbers():
+    one, zero = jnp.ones((1, 1)), jnp.zeros(1)
+    game = quadratic_game([[one, 2 * one], [-one / 8, one]], [zero, zero])
+    found = small_gain_certificate(game, ((-one[0],) * 2, (one[0],) * 2))
+    text = str(found)
+    assert text.startswith("SmallGainCertificate: ")
+    assert f"{float(found.margin):.3g}" in text and "proof" in text

@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..core._certificate import Certificate
+from ..core._checks import check_finite
 from ..core._problem import Problem
 from ..core._stability import _extreme_ritz, _products, _unit_vector
 from ._game import as_game
@@ -158,7 +159,8 @@ def _local(function, z):
     tiny = float(np.sqrt(np.finfo(z.dtype).eps))
     finite = jnp.max(leak) <= tiny
     value = -jnp.linalg.eigvalsh(M)[0]
-    return jnp.where(jnp.isfinite(cut) & ~finite, jnp.inf, value)
+    value = jnp.where(finite, value, jnp.inf)
+    return jnp.where(jnp.isfinite(cut), value, jnp.nan)
 
 
 @eqx.filter_jit
@@ -169,9 +171,9 @@ def _pairs(game, points):
     z, force = jax.lax.map(flat, points)
     dz, df = jnp.diff(z, axis=0), jnp.diff(force, axis=0)
     square = jnp.sum(df * df, axis=1)
-    quotient = -jnp.sum(dz * df, axis=1) / jnp.where(square > 0, square, 1)
+    quotient = -jnp.sum(dz * df, axis=1) / jnp.where(square == 0, 1, square)
     least = jnp.full((1,), -jnp.inf, z.dtype)
-    return jnp.concatenate([least, jnp.where(square > 0, quotient, -jnp.inf)])
+    return jnp.concatenate([least, jnp.where(square == 0, -jnp.inf, quotient)])
 
 
 def _over_points(owner, measure, problem, points):
@@ -181,6 +183,8 @@ def _over_points(owner, measure, problem, points):
             f"{owner}: `points` must have a leading axis with one point at least (got "
             f"{[jnp.shape(v) for v in leaves]})."
         )
+    for leaf in leaves:
+        check_finite(owner, "points", leaf)
     return _measure(measure, as_game(problem), points)
 
 

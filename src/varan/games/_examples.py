@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..core._checks import check_positive, is_traced
+from ..core._checks import (
+    check_finite,
+    check_nonempty,
+    check_positive,
+    check_shape,
+    is_traced,
+)
 from ..operators import project_simplex
 from ._game import Game
 
@@ -68,6 +74,9 @@ def bilinear_game(
     Returns:
         A monotone game on pairs `(x, y)` of shapes (m,) and (n,).
 
+    Raises:
+        ValueError: If `A` is no finite matrix or `b` or `c` does not fit it.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from varan.games import bilinear_game
@@ -75,10 +84,21 @@ def bilinear_game(
         >>> x.tolist()
         [1.0, 1.0]
     """
+    A = _matrix("bilinear_game", A)
     b = jnp.zeros_like(A[:, 0]) if b is None else b
     c = jnp.zeros_like(A[0]) if c is None else c
+    check_shape("bilinear_game", "b", b, (A.shape[0],))
+    check_shape("bilinear_game", "c", c, (A.shape[1],))
     square = A.shape[0] == A.shape[1]
     return Game.from_saddle(_bilinear, A, b, c, monotone=True, unique=square)
+
+
+def _matrix(owner, A):
+    check_shape(owner, "A", A, (None, None))
+    check_nonempty(owner, "A", A)
+    check_finite(owner, "A", A)
+    A = jnp.asarray(A)
+    return A if jnp.issubdtype(A.dtype, jnp.floating) else A.astype(float)
 
 
 def _bilinear(x, y, A, b, c):
@@ -213,6 +233,7 @@ def matrix_game(A: Float[Array, "m n"]) -> Game:
     Source:
         Von Neumann, 1928.
     """
+    A = _matrix("matrix_game", A)
     b, c = jnp.zeros_like(A[:, 0]), jnp.zeros_like(A[0])
     return Game.from_saddle(
         _bilinear,

@@ -150,6 +150,11 @@ class Game(Problem):
         Returns:
             The game whose operator is each player's gradient in the own block.
         """
+        if callable(losses) or not tuple(losses):
+            raise ValueError(
+                "Game.from_players: `losses` must hold one function a player (got "
+                f"{'one function' if callable(losses) else 'none'})."
+            )
         losses = tuple(as_function("Game.from_players", "losses", f) for f in losses)
         return Game(_PlayersOperator(losses), *params, **settings)
 
@@ -169,7 +174,7 @@ class Game(Problem):
     def apply(self, z: PyTree[Array]) -> PyTree[Array]:
         """`F(z)`."""
         if self.operator is not None:
-            return self.operator(z, *self.params)
+            return _like("operator", self.operator(z, *self.params), z)
         everyone = jnp.arange(self.count, dtype=jnp.int32)
         values = jax.vmap(lambda i: self.component(i, z))(everyone)
         return jtu.tree_map(lambda v: jnp.mean(v, axis=0), values)
@@ -180,12 +185,12 @@ class Game(Problem):
             raise TypeError(
                 "Game: this needs a finite sum. Pass `components` and `count`."
             )
-        return self.parts(index, z, *self.params)
+        return _like("components", self.parts(index, z, *self.params), z)
 
     def sample(self, key: PRNGKeyArray, z: PyTree[Array]) -> PyTree[Array]:
         """A noisy value of `F(z)`: of `sample`, or one component."""
         if self.noisy is not None:
-            return self.noisy(key, z, *self.params)
+            return _like("sample", self.noisy(key, z, *self.params), z)
         if self.parts is None or self.count is None:
             raise TypeError(
                 "Game: a key was given, but the game has no noisy oracle. Pass "
@@ -199,12 +204,12 @@ class Game(Problem):
     ) -> PyTree[Array]:
         """The resolvent of `stepsize G` at `z`: the projection where `G` is a set."""
         if self.resolving is not None:
-            return self.resolving(z, stepsize, *self.params)
+            return _like("resolvent", self.resolving(z, stepsize, *self.params), z)
         if self.projection is None:
             return z
         if isinstance(self.projection, Geometry):
             return self.projection.project(z)  # type: ignore[attr-defined]
-        return self.projection(z, *self.params)
+        return _like("project", self.projection(z, *self.params), z)
 
     @property
     def cost(self) -> int:
@@ -291,6 +296,11 @@ class _SaddleOperator(eqx.Module):
     function: Callable
 
     def __call__(self, z, *params):
+        if not isinstance(z, (tuple, list)) or len(z) != 2:
+            raise ValueError(
+                "Game.from_saddle: `z` must be a pair (x, y) (got "
+                f"{jtu.tree_structure(z)})."
+            )
         x, y = z
         d_x, d_y = jax.grad(self.function, argnums=(0, 1))(x, y, *params)
         return type(z)((d_x, jtu.tree_map(jnp.negative, d_y)))
@@ -300,10 +310,10 @@ class _PlayersOperator(eqx.Module):
     losses: tuple
 
     def __call__(self, z, *params):
-        if len(z) != len(self.losses):
+        if not isinstance(z, (tuple, list)) or len(z) != len(self.losses):
             raise ValueError(
-                f"Game.from_players: `z` must have one block a player (got {len(z)} "
-                f"blocks for {len(self.losses)} losses)."
+                "Game.from_players: `z` must be a tuple with one block a player (got "
+                f"{jtu.tree_structure(z)} for {len(self.losses)} losses)."
             )
 
         def own(player, loss):
@@ -340,6 +350,18 @@ class _Noisy(eqx.Module):
             force,
             jtu.tree_unflatten(structure, noise),
         )
+
+
+def _like(argument, value, z):
+    """The value, which must have the iterate's structure and shapes."""
+    one, other = jtu.tree_structure(value), jtu.tree_structure(z)
+    shapes = [[jnp.shape(leaf) for leaf in jtu.tree_leaves(t)] for t in (value, z)]
+    if one != other or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Game: `{argument}` must return the structure and shapes of `z` (got "
+            f"{one} of {shapes[0]} for {other} of {shapes[1]})."
+        )
+    return value
 
 
 def _optional(argument, function):

@@ -31,8 +31,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..core._certificate import Certificate
-from ..core._checks import check_choice, check_positive
+from ..core._certificate import Certificate, format_number
+from ..core._checks import check_choice, check_positive, is_traced
 from ._game import Game
 from ._small_gain_bounds import Bounds, box_of, given_bounds, jacobian_bounds
 from ._small_gain_weights import (
@@ -98,6 +98,28 @@ class SmallGainCertificate(eqx.Module):
     _lower: Array
     _upper: Array
     _jacobian: Array | None  # in the weighted norm, where it is constant
+
+    def __str__(self) -> str:
+        if is_traced(self.margin):
+            return "SmallGainCertificate(traced)"
+        numbers = (
+            ("margin", self.margin),
+            ("unweighted margin", self.unweighted_margin),
+            ("Euler stepsize", self.euler_stepsize),
+            ("RK4 stepsize", self.rk4_stepsize),
+        )
+        shown = [f"  {name:<18} {format_number(value)}" for name, value in numbers]
+        weights = ", ".join(format_number(weight) for weight in self.weights)
+        return "\n".join(
+            [
+                f"SmallGainCertificate: {self.geometry}",
+                *shown,
+                f"  {'weights':<18} {weights}",
+                f"  {'certificate':<18} {self.certificate}",
+            ]
+        )
+
+    __repr__ = __str__
 
     def norm(self, difference: PyTree[Array]) -> Float[Array, ""]:
         """The weighted norm in which steps contract, of a pytree like an iterate."""
