@@ -65,3 +65,15 @@ def test_bad_input_is_named():
         data_cleaning(3, jnp.ones(2), jnp.ones(2))
     with pytest.raises(ValueError, match="`sizes` must be positive"):
         problem_with(batch=(0, 1))
+
+
+def test_samples_without_a_weight_or_a_loss_of_their_own_are_named():
+    problem, y = problem_with(), jnp.array([0.5, 0.5])
+    # Not the weights of other samples.
+    assert jnp.isnan(problem.lower_value(jnp.zeros(1), y))
+    whole = data_cleaning(lambda y, data: jnp.sum(data), jnp.ones(2), jnp.ones(2))
+    with pytest.raises(ValueError, match="`losses` must return one number a sample"):
+        whole.lower_value(jnp.zeros(2), y)
+    for bad in ((jnp.ones(2), jnp.ones(3)), (jnp.ones(0),)):
+        with pytest.raises(ValueError, match="`train` must have one leading axis"):
+            data_cleaning(losses, bad, (jnp.ones(2),))

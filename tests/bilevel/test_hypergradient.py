@@ -223,3 +223,16 @@ def test_the_error_bound_is_never_below_the_error(curved_answer, method):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_point_with_nan_has_no_hypergradient():
+    # Affine gradients do not see it: their derivatives are constant.
+    problem = BilevelProblem(
+        lambda x, y: jnp.sum(y), lambda x, y: jnp.sum((y - 2 * x) ** 2)
+    )
+    one = jnp.ones(2)
+    with pytest.raises(ValueError, match="hypergradient: `x` must be finite"):
+        hypergradient(problem, jnp.nan * one, one)
+    value = jax.jit(lambda x: hypergradient(problem, x, one, method="cg").value)
+    assert bool(jnp.all(jnp.isnan(value(jnp.nan * one))))
+    assert bool(jnp.all(jnp.isfinite(value(one))))

@@ -170,6 +170,7 @@ def test_hoag_reaches_the_answer_with_every_sequence():
         (lambda: Smoothness(0.0, 1.0, 1.0), "`strong_convexity` must be positive"),
         (lambda: Smoothness(1.0, np.inf, 1.0), "`lower` must be positive"),
         (lambda: Smoothness(1.0, 1.0, -1.0), "`upper_y` must not be negative"),
+        (lambda: Smoothness(2.0, 1.0, 1.0), "`lower` must be at least `strong_conv"),
         (lambda: MAID(KNOWN, stepsize=0.0), "MAID: `stepsize` must be positive"),
         (lambda: MAID(KNOWN, shrink=1.0), r"MAID: `shrink` must lie in \(0, 1\)"),
         (lambda: MAID(KNOWN, relax=0.9), "MAID: `relax` must be at least 1"),

@@ -6,8 +6,15 @@ import numpy as np
 import optimistix as optx
 import pytest
 
-from varan import solve
-from varan.bilevel import BilevelPoint, BilevelProblem, linear_lower_example
+from varan import Smooth, solve
+from varan.bilevel import (
+    LVHBA,
+    SOBA,
+    AiPOD,
+    BilevelPoint,
+    BilevelProblem,
+    linear_lower_example,
+)
 
 
 def quadratic(t, inequality=None, **settings):
@@ -139,3 +146,16 @@ def test_joint_set_of_affine_constraints_is_built():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_other_problems_and_starts_are_named():
+    problem = BilevelProblem(lambda x, y: x @ y, lambda x, y: jnp.sum((y - x) ** 2))
+    one = jnp.ones(2)
+    with pytest.raises(TypeError, match=r"Pass problem.point\(x, y\)"):
+        problem.condition((one, one))
+    start = problem.point(one, one)
+    for solver in (SOBA(0.1, 0.1, 0.1), LVHBA(0.1), AiPOD(0.1)):
+        with pytest.raises(TypeError, match="`problem` must be a BilevelProblem"):
+            solver.init(Smooth(lambda z: jnp.sum(z**2)), start)
+        with pytest.raises(TypeError, match="must be a BilevelPoint"):
+            solver.init(problem, one)

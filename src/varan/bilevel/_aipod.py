@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..core._checks import check_positive, is_traced
 from ..core._solver import Solver, State
-from ._problem import BilevelPoint, BilevelProblem
+from ._problem import BilevelPoint, BilevelProblem, check_bilevel
 
 
 class _Memory(eqx.Module):
@@ -95,6 +95,7 @@ class AiPOD(Solver):
             )
 
     def init(self, problem: BilevelProblem, start: BilevelPoint) -> State:
+        check_bilevel("AiPOD", problem, start)
         if (
             problem.equality is None
             or problem.inequality is not None

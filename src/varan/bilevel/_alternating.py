@@ -22,7 +22,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ..core._solver import Solver, State
 from ..core._trees import floats_as_arrays
-from ._problem import BilevelPoint, BilevelProblem
+from ._problem import BilevelPoint, BilevelProblem, check_bilevel
 
 
 class Oracles(eqx.Module):
@@ -102,6 +102,7 @@ class AbstractAlternating(Solver):
 
     def begin(self, problem: BilevelProblem, start: BilevelPoint) -> Iterate:
         """The iterate before the first round."""
+        check_bilevel(type(self).__name__, problem, start)
         self.check(problem)
         if self.key is None and problem.sample is not None:
             raise ValueError(

@@ -42,7 +42,8 @@ def data_cleaning(
 
     Raises:
         TypeError: if `losses` is not callable.
-        ValueError: if `penalty` is negative or a batch size is not positive.
+        ValueError: if `penalty` is negative, a batch size is not positive, data have no
+            common axis of samples, or `losses` does not return one number a sample.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,6 +60,13 @@ def data_cleaning(
         5.1; weights by a sigmoid as in A. Shaban et al. (2019), arXiv 1810.10667.
     """
     check_nonnegative("data_cleaning", "penalty", penalty)
+    for name, data in (("train", train), ("validation", validation)):
+        lengths = sorted({len(leaf) for leaf in jtu.tree_leaves(data)})
+        if len(lengths) != 1 or lengths[0] == 0:
+            raise ValueError(
+                f"data_cleaning: `{name}` must have one leading axis of samples, not "
+                f"empty (got lengths {lengths})."
+            )
     rows = jnp.arange(jtu.tree_leaves(train)[0].shape[0])
     losses = as_function("data_cleaning", "losses", losses)
     sample = None if batch is None else Minibatch((None, *batch, None))
@@ -71,11 +79,23 @@ def data_cleaning(
 
 
 def _upper(x, y, losses, train, validation, penalty):
-    return jnp.mean(losses(y, validation))
+    return jnp.mean(_each(losses, y, validation))
 
 
 def _lower(x, y, losses, train, validation, penalty):
     data, rows = train
     square = sum(jnp.sum(leaf * leaf) for leaf in jtu.tree_leaves(y))
-    weighted = jax.nn.sigmoid(x[rows]) * losses(y, data)
+    # An `x` that is too short gives NaN, not the weight of another sample.
+    weights = jax.nn.sigmoid(x.at[rows].get(mode="fill"))
+    weighted = weights * _each(losses, y, data)
     return jnp.mean(weighted) + jnp.asarray(penalty, weighted.dtype) * square
+
+
+def _each(losses, y, data):
+    values, count = losses(y, data), len(jtu.tree_leaves(data)[0])
+    if jnp.shape(values) != (count,):
+        raise ValueError(
+            "data_cleaning: `losses` must return one number a sample (got shape "
+            f"{jnp.shape(values)} for {count} samples)."
+        )
+    return values

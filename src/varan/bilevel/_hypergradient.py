@@ -18,7 +18,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ..core._certificate import Certificate
-from ..core._checks import check_choice, check_nonnegative, check_positive
+from ..core._checks import (
+    check_choice,
+    check_finite,
+    check_nonnegative,
+    check_positive,
+)
 from ..core._implicit import implicit_root
 from ..core._trees import tree_norm
 from ._problem import BilevelPoint, BilevelProblem
@@ -80,7 +85,8 @@ def hypergradient(
 
     Raises:
         ValueError: if the method is unknown, does not fit the problem, or lacks its
-            `stepsize` or `multipliers`.
+            `stepsize` or `multipliers`, or `x` or `y` is not finite. Where those are
+            traced and not finite, the value is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,6 +103,9 @@ def hypergradient(
     """
     methods = ("implicit", "cg", "neumann", "unroll")
     check_choice("hypergradient", "method", method, methods)
+    for name, tree in (("x", x), ("y", y)):
+        for leaf in jtu.tree_leaves(tree):
+            check_finite("hypergradient", name, leaf)
     if method in ("neumann", "unroll"):
         if stepsize is None:
             raise ValueError(
@@ -116,7 +125,7 @@ def hypergradient(
                 "hypergradient: method 'unroll' cannot take constraints. Use "
                 "method='implicit'."
             )
-        return _unroll(problem, x, y, max_steps, stepsize)
+        return _or_nan(_unroll(problem, x, y, max_steps, stepsize), x, y)
     check_multipliers("hypergradient", problem, multipliers)
     if method == "implicit":
         adjoint, multiplier_adjoint = _direct(problem, x, y, multipliers)
@@ -128,9 +137,17 @@ def hypergradient(
         lambda p: (p.project_x, p.joint), problem, (None, None), is_leaf=_is_none
     )
     condition = free.condition(point)
-    return Hypergradient(
-        condition.x, point, tree_norm((condition.y, condition.multipliers))
-    )
+    residual = tree_norm((condition.y, condition.multipliers))
+    return _or_nan(Hypergradient(condition.x, point, residual), x, y)
+
+
+def _or_nan(found, x, y):
+    """NaN where the point is not finite: affine gradients would not tell."""
+    finite = jnp.array(True)
+    for leaf in jtu.tree_leaves((x, y)):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    value = jtu.tree_map(lambda v: jnp.where(finite, v, jnp.nan), found.value)
+    return eqx.tree_at(lambda h: h.value, found, value)
 
 
 def check_multipliers(owner: str, problem: BilevelProblem, multipliers) -> None:

@@ -14,10 +14,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core._certificate import Certificate
-from ..core._checks import check_nonnegative, check_positive
+from ..core._checks import (
+    check_finite,
+    check_nonnegative,
+    check_positive,
+    is_traced,
+)
 from ..core._trees import tree_norm
 from ._alternating import (
     Oracles,
@@ -54,7 +60,7 @@ class Smoothness(eqx.Module):
 
     Raises:
         ValueError: if `strong_convexity` or `lower` is not positive and finite, or
-            another constant negative.
+            the second below the first, or another constant negative.
 
     Example:
         >>> from varan.bilevel import Smoothness
@@ -78,6 +84,13 @@ class Smoothness(eqx.Module):
             value = getattr(self, name)
             if value is not None:
                 check_nonnegative("Smoothness", name, value)
+        least, most = self.strong_convexity, self.lower
+        concrete = not (is_traced(least) or is_traced(most))
+        if concrete and not np.all(np.asarray(least) <= np.asarray(most)):
+            raise ValueError(
+                "Smoothness: `lower` must be at least `strong_convexity` (got "
+                f"{most} and {least})."
+            )
 
 
 Constants = Smoothness | Callable[[PyTree[Array]], Smoothness]
@@ -161,6 +174,9 @@ def inexact_hypergradient(
     check_plain(owner, problem)
     for name, value in (("epsilon", epsilon), ("delta", delta)):
         check_positive(owner, name, value)
+    for name, tree in (("x", x), ("y", y)):
+        for leaf in jtu.tree_leaves(tree):
+            check_finite(owner, name, leaf)
     known = constants_at(constants, x)
     y, _, spent = solve_lower(problem, x, y, known, epsilon, max_steps)
     slope, force = upper_gradients(problem, x, y)

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..core._checks import check_positive, is_traced
 from ..core._solver import Solver, State
 from ..core._status import Status
-from ._problem import BilevelPoint, BilevelProblem
+from ._problem import BilevelPoint, BilevelProblem, check_bilevel
 from ._proximal_lagrangian import project_saddle, saddle_operator
 
 
@@ -118,6 +118,7 @@ class LVHBA(Solver):
             )
 
     def init(self, problem: BilevelProblem, start: BilevelPoint) -> State:
+        check_bilevel("LVHBA", problem, start)
         limit = saddle_stepsize_bound(problem, start, self.gamma1, self.gamma2)
         fits = self.saddle_stepsize < limit
         if not is_traced(fits) and not bool(fits):

@@ -237,6 +237,8 @@ class BilevelProblem(Problem):
         return BilevelPoint(x, y, adjoint, given, zeros)
 
     def condition(self, x: BilevelPoint) -> BilevelPoint:
+        check_point("BilevelProblem", x)
+
         def full_lagrangian(p):
             stationarity, feasibility = self.lower_condition(p.x, p.y, p.multipliers)
             total = self.upper_value(p.x, p.y) + _dot(p.adjoint, stationarity)
@@ -283,6 +285,25 @@ class BilevelProblem(Problem):
         if not self.constrained:
             return _Product(self.project_x, self.project_y, (x, y))
         return _linearise(self, x, y)
+
+
+def check_point(owner: str, point) -> None:
+    """Refuses a start that is no `BilevelPoint`."""
+    if not isinstance(point, BilevelPoint):
+        raise TypeError(
+            f"{owner}: the start must be a BilevelPoint (got {type(point).__name__}). "
+            "Pass problem.point(x, y)."
+        )
+
+
+def check_bilevel(owner: str, problem, start) -> None:
+    """Refuses problems of one level and starts that are no points of two."""
+    if not isinstance(problem, BilevelProblem):
+        raise TypeError(
+            f"{owner}: `problem` must be a BilevelProblem (got "
+            f"{type(problem).__name__})."
+        )
+    check_point(owner, start)
 
 
 class _Product(eqx.Module):
