@@ -84,6 +84,9 @@ def store(column, arm, choice):
 def run(names, path):
     """Adds the arms' results to a file: errors and measures, one number a seed."""
     for name, column in itertools.product(names, bench.COLUMNS):
+        if name not in bench.read_choices().get(column, {}):
+            print(f"{column:6} {name:14} not tuned: left out")
+            continue
         begin, arm, found = time.perf_counter(), ARMS[name], {}
         for seed in SEEDS:
             data = bench.column(column, seed)
@@ -129,12 +132,14 @@ def interval(values):
 def against_sgd(results, column, name, accounting):
     """The paired difference of the test error to SGD's under the same accounting."""
     arms = results[column]
+    if name not in arms:
+        return np.nan, np.nan
     other = "gradients" if accounting == "untuned" else accounting
     found = arms[name]
     if accounting == "steps" and "steps" not in found:
         found = {"steps": found["gradients"]}
     if accounting not in found:
-        return None
+        return np.nan, np.nan
     ours, sgd = found[accounting]["error"], arms["sgd"][other]["error"]
     return interval(np.subtract(ours, sgd))
 
@@ -153,7 +158,9 @@ def show(results):
             cells.append(f"{np.mean(budget['error']):.1f}")
             for accounting in (*shown, "untuned"):
                 pair = against_sgd(results, column, name, accounting)
-                cells.append("" if pair is None else f"{pair[0]:+.1f} ± {pair[1]:.1f}")
+                cells.append(
+                    "" if np.isnan(pair[0]) else "{:+.1f} ± {:.1f}".format(*pair)
+                )
             rows.append((*cells, f"{np.mean(budget['nll']):.2f}"))
         table(column, rows)
     measures = {
@@ -185,7 +192,8 @@ def draw(results, path):
     """Differences to SGD with their intervals: a panel a column."""
     from matplotlib.figure import Figure
 
-    names = [name for name in results["clean"] if name != "sgd"]
+    names = [name for name in ARMS if any(name in arms for arms in results.values())]
+    names.remove("sgd")
     figure = Figure(figsize=(9.0, 1.2 + 0.28 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, column in zip(panels, bench.COLUMNS, strict=True):
