@@ -174,13 +174,14 @@ def _train_all(settings, data, seed, epochs):
 
 
 def _augment(key, x, strength):
-    """Each signal moved cyclically by up to a point, with noise."""
-    for_shift, for_noise = jax.random.split(key)
+    """Every other signal moved cyclically by up to a point, with noise."""
+    for_shift, for_noise, for_which = jax.random.split(key, 3)
     shifts = jax.random.randint(for_shift, x.shape[:1], -1, 2)
     places = (jnp.arange(x.shape[1])[None, :] + shifts[:, None]) % x.shape[1]
     moved = jnp.take_along_axis(x, places, 1)
     moved += 0.1 * jax.random.normal(for_noise, x.shape, x.dtype)
-    return jnp.where(strength > 0, moved, x)
+    chosen = jax.random.bernoulli(for_which, strength / 2, x.shape[:1])
+    return jnp.where(chosen[:, None], moved, x)
 
 
 @jax.jit
