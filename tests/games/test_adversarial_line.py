@@ -201,3 +201,15 @@ def test_the_flow_ends_where_boundaries_meet():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_densities_and_boundaries_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="densities must be finite on `interval`"):
+        bayes_classifier_1d(lambda x: jnp.nan * x, norm.pdf, SHARE, (-1.0, 2.0))
+    with pytest.raises(ValueError, match="`boundaries` must be increasing"):
+        LineClassifier(jnp.array([1.0, 0.0]))
+    with pytest.raises(ValueError, match="`boundaries` must have shape"):
+        LineClassifier(jnp.array(1.0))
+    ended = LineClassifier(jnp.array([jnp.nan, jnp.nan]))
+    labels = jnp.array([0, 1], jnp.int32)
+    assert bool(jnp.all(jnp.isnan(ended.distances(jnp.zeros(2), labels))))

@@ -29,7 +29,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core._certificate import Certificate
-from ..core._checks import check_finite, check_nonnegative, check_positive, is_traced
+from ..core._checks import (
+    check_finite,
+    check_nonnegative,
+    check_positive,
+    check_shape,
+    is_traced,
+)
 from ._adversarial_densities import check_share, warn_unless_normalised
 
 Density = Callable[[Float[Array, ""]], Float[Array, ""]]
@@ -41,6 +47,9 @@ class LineClassifier(eqx.Module):
     Args:
         boundaries: Increasing, shape (k,).
         left: The label 0 or 1 to the left of all of them.
+
+    Raises:
+        ValueError: If `boundaries` is no vector or not increasing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,6 +65,16 @@ class LineClassifier(eqx.Module):
     boundaries: Float[Array, " k"]
     left: int = eqx.field(static=True, default=0)
 
+    def __check_init__(self):
+        check_shape("LineClassifier", "boundaries", self.boundaries, (None,))
+        if is_traced(self.boundaries):
+            return
+        if np.any(np.diff(np.asarray(self.boundaries)) < 0):
+            raise ValueError(
+                "LineClassifier: `boundaries` must be increasing (got "
+                f"{np.asarray(self.boundaries)[:5]}). Sort them."
+            )
+
     def label(self, x: Float[Array, " n"]) -> Int[Array, " n"]:
         """The label of each point."""
         return (jnp.searchsorted(self.boundaries, x) + self.left) % 2
@@ -65,7 +84,11 @@ class LineClassifier(eqx.Module):
     ) -> Float[Array, " n"]:
         """How far each point must be moved until it is misclassified; zero if it is."""
         away = jnp.abs(x[:, None] - self.boundaries[None, :])
-        return jnp.where(self.label(x) == y, jnp.min(away, axis=1, initial=jnp.inf), 0)
+        nearest = jnp.min(away, axis=1, initial=jnp.inf)
+        # A flow that has ended has boundaries that are NaN: those label nothing.
+        ended = jnp.any(jnp.isnan(self.boundaries))
+        distances = jnp.where(self.label(x) == y, nearest, 0)
+        return jnp.where(ended, jnp.nan, distances)
 
 
 class AdversarialFlow(eqx.Module):
@@ -109,7 +132,8 @@ def bayes_classifier_1d(
         A `LineClassifier`.
 
     Raises:
-        ValueError: If the share or the interval is out of range.
+        ValueError: If the share or the interval is out of range, or a density is not
+            finite there.
 
     Example:
         >>> from jax.scipy.stats import norm
@@ -133,7 +157,13 @@ def bayes_classifier_1d(
         jax.vmap(lambda x: share0 * density0(x) - (1 - share0) * density1(x))
     )
     grid = jnp.linspace(low, high, points)
-    zero_first = np.asarray(advantage(grid)) > 0
+    values = np.asarray(advantage(grid))
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            "bayes_classifier_1d: the densities must be finite on `interval` (got NaN "
+            f"or infinity at {np.sum(~np.isfinite(values))} of {points} points)."
+        )
+    zero_first = values > 0
     change = np.flatnonzero(zero_first[1:] != zero_first[:-1])
     a, b, side = grid[change], grid[change + 1], jnp.asarray(zero_first[change])
     for _ in range(60):
