@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment, linprog
 
-from varan import Status, solve
+from varan import Smooth, Status, solve
 from varan.transport import (
     EntropicTransport,
     SemiDualNewton,
@@ -441,3 +441,54 @@ def test_new_values_do_not_compile_again():
         before = _solve._cached._cache_size()
         entropic_transport(cost + 0.1, b=b, epsilon=2e-4)
         assert _solve._cached._cache_size() == before
+
+
+def test_traced_values_out_of_range_are_nan_and_never_converge():
+    cost, a, b = instance()
+
+    @jax.jit
+    def run(epsilon, a):
+        end = entropic_transport(cost, a, b, epsilon=epsilon)
+        return end.converged, end.cost, end.value, end.rounded_plan
+
+    for epsilon, mass in ((-0.1, a), (0.1, 4 * a), (0.1, a.at[0].set(-a[0]))):
+        converged, *numbers = run(epsilon, mass)
+        assert not bool(converged)
+        assert all(bool(jnp.all(jnp.isnan(v))) for v in numbers)
+    assert bool(run(0.1, a)[0])
+
+
+def test_clouds_in_place_of_a_cost_and_other_problems_are_named():
+    x, y = jnp.ones((3, 2)), jnp.zeros((4, 2))
+    with pytest.raises(ValueError, match=r"make a cost by cost_matrix\(x, y\)"):
+        entropic_transport(x, y, epsilon=0.1)
+    plain = Smooth(lambda z: jnp.sum(z**2))
+    for solver in (Sinkhorn(), SemiDualNewton(), SparseNewton()):
+        with pytest.raises(TypeError, match="`problem` must be an EntropicTransport"):
+            solver.init(plain, jnp.ones(2))
+
+
+def test_a_solution_shows_its_numbers():
+    cost, a, b = instance()
+    end = entropic_transport(cost, a, b, epsilon=0.1)
+    text = str(end)
+    assert text.startswith("TransportSolution: converged")
+    assert f"{float(end.cost):.3g}" in text and "duality_gap" in text
+    shown = []
+    jax.jit(lambda c: shown.append(str(entropic_transport(c, epsilon=0.1))))(cost)
+    assert shown == ["TransportSolution(traced or batched)"]
+
+
+def test_rounding_refuses_what_has_no_answer():
+    half = jnp.full(2, 0.5)
+    plan = jnp.array([[0.5, 0.1], [0.0, 0.5]])
+    for bad, message in (
+        ((plan, jnp.ones(3) / 3, half), "`a` must have shape"),
+        ((plan, jnp.ones(2), half), "have one total"),
+        ((plan, jnp.array([1.5, -0.5]), half), "must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            round_to_polytope(*bad)
+    rounded = jax.jit(round_to_polytope)
+    assert bool(jnp.all(jnp.isnan(rounded(plan, jnp.ones(2), half))))
+    assert bool(jnp.any(jnp.isnan(rounded(-plan, half, half))))

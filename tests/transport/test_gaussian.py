@@ -1,5 +1,7 @@
 """Closed forms for Gaussians, held against one another and against sampling."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +134,20 @@ def test_bad_input_is_refused_in_one_sentence():
         l2_uvp(jnp.zeros((3, 2)), jnp.zeros((4, 2)))
     with pytest.raises(ValueError, match="`samples` must be two or more"):
         bw_uvp(jnp.zeros((1, 3)), mean, covariance)
+
+
+def test_matrices_that_are_no_covariances_are_refused_and_nan_under_jit():
+    zero, one = jnp.zeros(2), jnp.eye(2)
+    bad = jnp.array([[1.0, 2.0], [2.0, 1.0]])
+    calls = (
+        bures_wasserstein,
+        gaussian_map,
+        partial(gaussian_entropic_plan, epsilon=1.0),
+        partial(ornstein_uhlenbeck, time=1.0),
+    )
+    for call in calls:
+        for first, second in ((bad, one), (one, bad)):
+            with pytest.raises(ValueError, match="must be positive semidefinite"):
+                call(zero, first, zero, second)
+    for first, second in ((bad, one), (one, bad)):
+        assert bool(jnp.isnan(jax.jit(bures_wasserstein)(zero, first, zero, second)))

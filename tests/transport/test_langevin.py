@@ -77,3 +77,14 @@ def test_bad_settings_are_refused():
         ReplayBuffer((jnp.zeros(3), jnp.zeros(4)))
     with pytest.raises(ValueError, match="`count` must be within 1 and 3"):
         ReplayBuffer(jnp.zeros(3)).draw(jax.random.key(0), 4)
+
+
+def test_a_log_density_of_the_whole_cloud_is_refused():
+    with pytest.raises(ValueError, match="`log_density` must return one number a row"):
+        langevin(
+            jax.random.key(0),
+            lambda y: -jnp.sum(y**2),
+            jnp.zeros((3, 2)),
+            stepsize=0.1,
+            steps=2,
+        )

@@ -196,6 +196,7 @@ def ornstein_uhlenbeck(
     _check(owner, mean0, covariance0, target_mean, target_covariance, names=names)
     check_nonnegative(owner, "time", time)
     values, vectors = jnp.linalg.eigh(target_covariance)
+    values = jnp.where(values > 0, values, jnp.nan)
     decay = (vectors * jnp.exp(-time / values)[None, :]) @ vectors.T
     arrived = (vectors * (-values * jnp.expm1(-2 * time / values))[None, :]) @ vectors.T
     mean = target_mean + decay @ (mean0 - target_mean)
@@ -204,12 +205,16 @@ def ornstein_uhlenbeck(
 
 @jax.custom_jvp
 def matrix_sqrt(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The square root of a positive semidefinite matrix; tiny negatives count as zero.
+    """The square root of a positive semidefinite matrix; NaN of any other.
+
+    Eigenvalues that are negative by rounding count as zero.
 
     Its derivative solves `R dR + dR R = dA` and exists where the matrix is definite.
     """
     values, vectors = jnp.linalg.eigh(matrix)
-    return (vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]) @ vectors.T
+    tiny = float(jnp.finfo(matrix.dtype).eps) ** 0.5 * jnp.max(jnp.abs(values))
+    roots = jnp.where(values >= -tiny, jnp.sqrt(jnp.maximum(values, 0)), jnp.nan)
+    return (vectors * roots[None, :]) @ vectors.T
 
 
 @matrix_sqrt.defjvp
@@ -246,14 +251,20 @@ def _check(owner, mean0, covariance0, mean1, covariance1, names=_NAMES):
         check_shape(owner, name, array, shape)
         check_finite(owner, name, array)
         if len(shape) == 2 and not is_traced(array):
-            _check_symmetric(owner, name, array)
+            _check_covariance(owner, name, array)
 
 
-def _check_symmetric(owner, name, matrix):
+def _check_covariance(owner, name, matrix):
     matrix = np.asarray(matrix)
     gap, size = np.max(np.abs(matrix - matrix.T)), np.max(np.abs(matrix))
     if gap > float(jnp.finfo(matrix.dtype).eps) ** 0.5 * size:
         raise ValueError(
             f"{owner}: `{name}` must be symmetric (got entries {gap:.3g} away "
             "from their mirror images). Average it with its transpose."
+        )
+    least = float(np.linalg.eigvalsh(matrix.astype(float))[0])
+    if least < -(float(jnp.finfo(matrix.dtype).eps) ** 0.5) * size:
+        raise ValueError(
+            f"{owner}: `{name}` must be positive semidefinite (got an eigenvalue of "
+            f"{least:.3g})."
         )

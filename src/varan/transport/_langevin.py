@@ -87,6 +87,12 @@ def langevin(
             "langevin: `start` must have shape (n, d) and `steps` be a positive "
             f"integer (got {jnp.shape(start)} and {steps!r})."
         )
+    shape = jnp.shape(jax.eval_shape(log_density, start))
+    if shape != (len(start),):
+        raise ValueError(
+            f"langevin: `log_density` must return one number a row (got shape {shape} "
+            f"for {len(start)} rows)."
+        )
     stepsize = jnp.asarray(stepsize, start.dtype)
 
     def at(y):

@@ -79,7 +79,7 @@ class EntropicTransport(Problem):
         self.a = check_mass("EntropicTransport", "a", a, self.cost.shape[0], dtype)
         self.b = check_mass("EntropicTransport", "b", b, self.cost.shape[1], dtype)
         check_positive("EntropicTransport", "epsilon", epsilon)
-        self.epsilon = jnp.asarray(epsilon, dtype)
+        self.epsilon = positive_or_nan(epsilon, dtype)
         if self.epsilon.shape:
             raise ValueError(
                 "EntropicTransport: `epsilon` must be a scalar (got shape "
@@ -205,16 +205,33 @@ def check_cost(owner, cost) -> Array:
     return cost
 
 
+def positive_or_nan(value, dtype) -> Array:
+    """A checked number as an array; a traced one is NaN unless it is positive."""
+    array = jnp.asarray(value, dtype)
+    return jnp.where(array > 0, array, jnp.nan) if is_traced(value) else array
+
+
+def check_entropic(owner: str, problem) -> None:
+    """Refuses any problem but entropic transport."""
+    if not isinstance(problem, EntropicTransport):
+        raise TypeError(
+            f"{owner}: `problem` must be an EntropicTransport (got "
+            f"{type(problem).__name__})."
+        )
+
+
 def check_mass(owner, name, mass, size, dtype) -> Array:
     """Positive masses with sum 1; equal ones for `None`."""
     if mass is None:
         return jnp.full(size, 1 / size, dtype)
     if np.shape(mass) != (size,):
+        points = " Two clouds of points make a cost by cost_matrix(x, y)."
         raise ValueError(
             f"{owner}: `{name}` must have shape ({size},), as the cost has "
-            f"(got {np.shape(mass)})."
+            f"(got {np.shape(mass)}).{points if np.ndim(mass) == 2 else ''}"
         )
     check_finite(owner, name, mass)
+    near = float(np.sqrt(np.finfo(dtype).eps))
     if not is_traced(mass):
         smallest, total = np.min(np.asarray(mass)), float(np.sum(np.asarray(mass)))
         if smallest <= 0:
@@ -223,10 +240,14 @@ def check_mass(owner, name, mass, size, dtype) -> Array:
                 f"{smallest}). Drop the points without mass."
             )
         # What rounding of a sum leaves, with room; the rest is a user's mistake.
-        if abs(total - 1) > np.sqrt(np.finfo(dtype).eps):
+        if abs(total - 1) > near:
             raise ValueError(
                 f"{owner}: `{name}` must sum to 1 (got {total:.6g}). "
                 "Divide it by its sum."
             )
-    mass = jnp.asarray(mass, dtype)
-    return mass / jnp.sum(mass)
+    given, mass = mass, jnp.asarray(mass, dtype)
+    total = jnp.sum(mass)
+    if is_traced(given):
+        valid = jnp.all(mass > 0) & (jnp.abs(total - 1) <= near)
+        mass = jnp.where(valid, mass, jnp.nan)
+    return mass / total

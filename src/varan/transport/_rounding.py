@@ -9,7 +9,10 @@ most twice the violated mass away in L1. Four passes over the matrix.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from ..core._checks import check_shape, is_traced
 
 
 def round_to_polytope(
@@ -28,7 +31,9 @@ def round_to_polytope(
         `2 (|P 1 - a|_1 + |P' 1 - b|_1)`.
 
     Raises:
-        ValueError: Never for concrete or traced values; a NaN in gives NaN out.
+        ValueError: If shapes do not fit, or masses or their totals are not as
+            required. NaN where a traced mass is not, and where an entry of the plan
+            is negative or NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,6 +46,20 @@ def round_to_polytope(
     Source:
         Altschuler, Weed, Rigollet, 2017 (arXiv 1705.09634), Algorithm 2.
     """
+    owner = "round_to_polytope"
+    check_shape(owner, "plan", plan, (None, None))
+    check_shape(owner, "a", a, (plan.shape[0],))
+    check_shape(owner, "b", b, (plan.shape[1],))
+    one, other = jnp.sum(a), jnp.sum(b)
+    near = float(np.sqrt(np.finfo(plan.dtype).eps))
+    valid = (jnp.abs(one - other) <= near * other) & jnp.all(a >= 0) & jnp.all(b >= 0)
+    # A run that did not converge has NaN masses: those go through.
+    if not is_traced(valid) and not (bool(valid) or bool(jnp.isnan(one + other))):
+        raise ValueError(
+            f"{owner}: `a` and `b` must not be negative and have one total (got "
+            f"{float(one):.6g} and {float(other):.6g})."
+        )
+    plan = jnp.where(valid & (plan >= 0), plan, jnp.nan)
     left, right, missing_a, missing_b = rounding(plan, a, b)
     plan = left[:, None] * plan * right[None, :]
     return plan + missing_a[:, None] * (missing_b / total(missing_b))[None, :]

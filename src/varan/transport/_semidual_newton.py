@@ -30,6 +30,7 @@ from ..core import Solver, State, Status
 from ..core._checks import check_choice
 from ..core._control import when
 from ._kernel import Scaling, absorb_limit, tight_scaling
+from ._problem import check_entropic
 from ._schur import apply_inverse, factorise
 
 # The first level's epsilon, as a share of the costs' spread, is at most this: there
@@ -119,6 +120,7 @@ class SemiDualNewton(Solver):
         )
 
     def init(self, problem, start):
+        check_entropic("SemiDualNewton", problem)
         problem, (f, g), flip = _orient(problem, start)
         kernel = tight_scaling(problem, f, g, problem.epsilon)
         phi = (f - kernel.f) / problem.epsilon

@@ -33,6 +33,7 @@ from ._kernel import (
     refresh,
     sweep,
 )
+from ._problem import check_entropic
 
 # Over-relaxation begins once the error says that Sinkhorn is near its linear regime.
 _NEAR = 0.1
@@ -113,6 +114,7 @@ class Sinkhorn(Solver):
             )
 
     def init(self, problem, start):
+        check_entropic("Sinkhorn", problem)
         opened = open_scaling if self.mode == "scaling" else open_logarithmic
         condition, kernel, at = opened(problem, start)
         error = problem.residual(at.condition(problem))

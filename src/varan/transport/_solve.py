@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core import Certificate, Solution, Solver, implicit_root, solve
+from ..core._certificate import format_number
 from ..core._checks import check_choice, check_positive, is_traced
 from ._problem import EntropicTransport
 from ._rounding import round_to_polytope
@@ -88,6 +89,17 @@ class TransportSolution(eqx.Module):
             "evaluations": run.evaluations,
             "errors": run.trace.residual,
         }
+
+    def __str__(self) -> str:
+        if is_traced(self.status) or jnp.ndim(self.status):
+            return "TransportSolution(traced or batched)"
+        lines = str(self.solution).splitlines()
+        numbers = [("cost", self.cost), ("value", self.value)]
+        numbers += list(self.certificate.details.items())
+        shown = [f"  {name:<12} {format_number(v)}" for name, v in numbers]
+        return "\n".join(["Transport" + lines[0], *shown, *lines[1:]])
+
+    __repr__ = __str__
 
 
 def entropic_transport(

@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from ..core import Solver, State, Status
 from ._kernel import Corrections, Scaling, open_scaling, refresh, sweep
+from ._problem import check_entropic
 
 # keep="mass": the first try, the largest, in entries a row, and the share of mass that
 # may be dropped. A Newton step contracts the error by about that share.
@@ -113,6 +114,7 @@ class SparseNewton(Solver):
             )
 
     def init(self, problem, start):
+        check_entropic("SparseNewton", problem)
         condition, kernel, at = open_scaling(problem, start)
         zero = jnp.zeros((), jnp.int32)
         dropped = jnp.zeros((), problem.a.dtype)

@@ -35,7 +35,7 @@ from ..core import Certificate, Problem, solve
 from ..core._checks import check_choice, check_nonempty, check_positive, check_shape
 from ..core._envelope import envelope
 from ..operators import project_simplex, project_sparse_simplex
-from ._problem import check_cost, check_mass
+from ._problem import check_cost, check_mass, positive_or_nan
 from ._solve import TransportSolution
 
 
@@ -110,7 +110,7 @@ class SparseTransport(Problem):
         check_positive(owner, "gamma", gamma)
         check_shape(owner, "gamma", gamma, ())
         check_choice(owner, "form", form, ("semidual", "dual"))
-        self.gamma = jnp.asarray(gamma, self.cost.dtype)
+        self.gamma = positive_or_nan(gamma, self.cost.dtype)
         self.max_nonzeros = max_nonzeros
         self.form = form
 
