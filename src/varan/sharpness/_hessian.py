@@ -32,6 +32,8 @@ LossFn = Callable[[Any, Any], Float[Array, ""]]
 # Lanczos steps between two looks at the Ritz values: a look costs an eigenvalue
 # decomposition of the tridiagonal matrix.
 _BLOCK = 6
+# Power steps that estimate the Hessian's norm, for the shift of the power method.
+_NORM_STEPS = 20
 
 
 class Eigenpairs(eqx.Module):
@@ -360,16 +362,20 @@ def _by_lobpcg(product, flat, k, steps, tol, reorth, key):
 
 def _by_power(product, flat, k, steps, tol, reorth, key):
     """Subspace iteration on H + s I, `s` a little more than H's norm."""
-    first = max(steps // 4, 1)
+    first = min(max(steps // 4, 1), _NORM_STEPS)
     shape = (k, flat.point.size)
-    rows = _orthonormal(
+    start = _orthonormal(
         flat.selected[None, :] * jax.random.normal(key, shape, tol.dtype)
     )
-    rows = jax.lax.fori_loop(
-        0, first, lambda _, rows: _orthonormal(jax.lax.map(product, rows)), rows
-    )
-    images = jax.lax.map(product, rows)
-    shift = 1.1 * jnp.max(jnp.linalg.norm(images, axis=1))
+
+    def powers(_, vector):
+        image = product(vector)
+        return image / jnp.maximum(jnp.linalg.norm(image), jnp.finfo(tol.dtype).tiny)
+
+    most = jax.lax.fori_loop(0, first, powers, start[0])
+    shift = 1.1 * jnp.linalg.norm(product(most))
+    # From the random start again: by now `most` has forgotten all other directions.
+    images = jax.lax.map(product, start)
 
     def unfinished(carry):
         _, _, index, error = carry
@@ -387,9 +393,9 @@ def _by_power(product, flat, k, steps, tol, reorth, key):
         error = jnp.max(residuals - tol * jnp.abs(values[::-1]))
         return rows, images, index + 1, error
 
-    start = (rows, images, jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, tol.dtype))
-    rows, _, index, _ = jax.lax.while_loop(unfinished, one, start)
-    return rows, k * (first + 1 + index)
+    begin = (start, images, jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf, tol.dtype))
+    rows, _, index, _ = jax.lax.while_loop(unfinished, one, begin)
+    return rows, first + 1 + k * (1 + index)
 
 
 def _orthonormal(rows):
