@@ -1,6 +1,5 @@
 """Sharpness: closed forms, bounds on the right side, invariances, bad input."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from varan.sharpness import (
     LogitLoss,
     first_order_flatness,
-    hvp,
     sharpness,
     sharpness_quadratic,
 )
@@ -40,122 +38,124 @@ def net():
     return w, (jax.random.normal(keys[3], (12, 3)), jnp.arange(12) % 4)
 
 
-@eqx.filter_jit
-def two_norm(w, batch, key, adaptive, restarts=2):
-    """One compilation serves many tests."""
-    return sharpness(
-        LOSS, w, batch, rho=0.3, adaptive=adaptive, restarts=restarts, key=key
-    )
+value, gradient = jax.jit(LOSS), jax.jit(jax.grad(LOSS))
 
 
-def rise(w, batch, witness, loss=LOSS):
-    return loss(jax.tree.map(jnp.add, w, witness), batch) - loss(w, batch)
+def worst(w, batch, rho=0.3, adaptive=False):
+    """One compilation for each of `adaptive`: radii and weights are data."""
+    return sharpness(LOSS, w, batch, rho=rho, adaptive=adaptive, restarts=2, key=KEY)
+
+
+def size(tree):
+    return jnp.sqrt(sum(jnp.sum(v**2) for v in jax.tree.leaves(tree)))
+
+
+def rise(w, batch, witness):
+    return value(jax.tree.map(jnp.add, w, witness), batch) - value(w, batch)
 
 
 def test_quadratics_have_closed_forms():
     zero, rho = jnp.zeros(4), 0.3
-    worst = sharpness(quadratic, zero, DIAGONAL, rho=rho, steps=60, key=KEY)
-    np.testing.assert_allclose(worst.value, rho**2 * 4 / 2, rtol=1e-4)
-    slope = first_order_flatness(quadratic, zero, DIAGONAL, rho=rho, steps=60, key=KEY)
-    np.testing.assert_allclose(slope.value, rho**2 * 4, rtol=1e-4)
+    found = sharpness(quadratic, zero, DIAGONAL, rho=rho, key=KEY)
+    np.testing.assert_allclose(found.value, rho**2 * 4 / 2, rtol=1e-2)
+    slope = first_order_flatness(quadratic, zero, DIAGONAL, rho=rho, key=KEY)
+    np.testing.assert_allclose(slope.value, rho**2 * 4, rtol=1e-2)
+    assert slope.n_grad == 1 + 3 * 20 + 1
     model = sharpness_quadratic(quadratic, zero, DIAGONAL, rho=rho, key=KEY)
     np.testing.assert_allclose(model.value, rho**2 * 4 / 2, rtol=1e-6)
     np.testing.assert_allclose(jnp.abs(model.witness), [1, 0, 0, 0], atol=1e-4)
-    cube = sharpness(quadratic, zero, DIAGONAL, rho=rho, p=jnp.inf, key=KEY)
-    np.testing.assert_allclose(cube.value, rho**2 * 5.5 / 2, rtol=1e-3)
+    # Both ascents stay below what they estimate.
+    assert found.value <= rho**2 * 4 / 2 and slope.value <= rho**2 * 4
+    # Where nothing but NaN is, there is no number.
+    assert jnp.isnan(
+        sharpness(quadratic, zero, DIAGONAL * jnp.nan, rho=rho, key=KEY).value
+    )
+
+
+def test_adaptive_cubes_and_averages_of_quadratics():
+    w, rho = jnp.array([1.0, -2.0, 0.0, 3.0]), 0.1
+    # In the cube each weight moves by a tenth of itself, outwards or inwards.
+    found = sharpness(
+        quadratic, w, DIAGONAL, rho=rho, p=jnp.inf, adaptive=True, key=KEY
+    )
+    wanted = jnp.sum(jnp.abs(DIAGONAL) * w**2 * (rho + jnp.sign(DIAGONAL) * rho**2 / 2))
+    np.testing.assert_allclose(found.value, wanted, rtol=1e-3)
+    assert found.witness[2] == 0
     for p, second_moment in ((2, 1.0), (jnp.inf, 1 / 3)):
         mean = sharpness(
-            quadratic, zero, DIAGONAL, rho=rho, p=p, which="avg", steps=400, key=KEY
-        )
-        wanted = rho**2 * second_moment * 4.5 / 2
+            quadratic, w, DIAGONAL, rho=rho, p=p, adaptive=True, which="avg",
+            steps=400, key=KEY,
+        )  # fmt: skip
         assert mean.kind == "estimate" and not mean.certificate.proof
-        assert abs(mean.value - wanted) < 2 * mean.half_width < wanted
+        wanted = rho**2 * second_moment * jnp.sum(DIAGONAL * w**2) / 2
+        assert abs(mean.value - wanted) < 2 * mean.half_width < 1.0
 
 
-def test_small_radii_give_the_gradients_dual_norm(net):
-    w, batch = net
-    g = jax.grad(LOSS)(w, batch)
-    rho = 1e-6
-    for p, adaptive, wanted in (
-        (2, False, jnp.sqrt(sum(jnp.sum(v**2) for v in g.values()))),
-        (jnp.inf, True, sum(jnp.sum(jnp.abs(w[n] * g[n])) for n in g)),
-    ):
-        found = sharpness(LOSS, w, batch, rho=rho, p=p, adaptive=adaptive, key=KEY)
-        np.testing.assert_allclose(found.value / rho, wanted, rtol=1e-4)
+def test_a_small_radius_gives_the_norm_of_the_gradient(net):
+    found = worst(*net, rho=1e-6)
+    np.testing.assert_allclose(found.value / 1e-6, size(gradient(*net)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_worst_case_is_a_lower_bound_that_its_witness_attains(net, adaptive):
     w, batch = net
-    found = two_norm(w, batch, KEY, adaptive)
+    found = worst(w, batch, adaptive=adaptive)
     assert found.kind == "lower_bound" and found.certificate.proof
     assert found.n_grad == 40
     np.testing.assert_allclose(rise(w, batch, found.witness), found.value, rtol=1e-9)
-    scaled = [
-        found.witness[n] / (jnp.abs(w[n]) if adaptive else 1) for n in found.witness
-    ]
-    length = jnp.sqrt(sum(jnp.sum(v**2) for v in scaled))
-    assert length <= 0.3 * (1 + 1e-12)
+    scale = jax.tree.map(jnp.abs if adaptive else jnp.ones_like, w)
+    assert size(jax.tree.map(jnp.divide, found.witness, scale)) <= 0.3 * (1 + 1e-12)
 
     # Random search with as many evaluations, on the sphere, does worse.
-    def random_rise(key):
-        z = {n: jax.random.normal(k, v.shape) for k, (n, v) in zip(
-            jax.random.split(key, 3), w.items(), strict=True)}  # fmt: skip
-        size = jnp.sqrt(sum(jnp.sum(v**2) for v in z.values()))
-        scale = {n: jnp.abs(v) if adaptive else jnp.ones_like(v) for n, v in w.items()}
-        return rise(w, batch, {n: 0.3 / size * scale[n] * z[n] for n in z})
-
-    tried = jax.vmap(random_rise)(jax.random.split(KEY, 42))
-    assert found.value > jnp.max(tried)
+    random = np.random.default_rng(0)
+    for _ in range(42):
+        z = jax.tree.map(lambda v: random.normal(size=v.shape), w)
+        length = np.sqrt(sum(np.sum(v**2) for v in z.values()))
+        d = {n: 0.3 / length * np.asarray(scale[n]) * z[n] for n in z}
+        assert rise(w, batch, d) < found.value
 
 
 def test_nothing_climbs_higher_than_the_slope_allows(net):
     # Both maxima are over one ball: the mean value theorem.
     w, batch = net
     slope = first_order_flatness(LOSS, w, batch, rho=0.3, restarts=2, key=KEY)
-    assert two_norm(w, batch, KEY, False).value <= slope.value
-    at = jax.tree.map(jnp.add, w, slope.witness)
-    g = jax.grad(LOSS)(at, batch)
-    np.testing.assert_allclose(
-        slope.value, 0.3 * jnp.sqrt(sum(jnp.sum(v**2) for v in g.values())), rtol=1e-9
-    )
+    assert worst(w, batch).value <= slope.value
+    g = gradient(jax.tree.map(jnp.add, w, slope.witness), batch)
+    np.testing.assert_allclose(slope.value, 0.3 * size(g), rtol=1e-9)
 
 
 def test_adaptive_values_do_not_see_rescaled_layers_and_others_do(net):
     w, batch = net
     # Powers of two: every product is the same number in floating point.
     other = {"in": 8 * w["in"], "bias": 8 * w["bias"], "out": w["out"] / 8}
-    np.testing.assert_allclose(LOSS(other, batch), LOSS(w, batch), rtol=1e-12)
-    here, there = (two_norm(v, batch, KEY, True).value for v in (w, other))
+    np.testing.assert_allclose(value(other, batch), value(w, batch), rtol=1e-12)
+    here, there = (worst(v, batch, adaptive=True).value for v in (w, other))
     np.testing.assert_allclose(here, there, rtol=1e-9)
-    here, there = (two_norm(v, batch, KEY, False).value for v in (w, other))
+    here, there = (worst(v, batch).value for v in (w, other))
     assert abs(here - there) > 0.1 * here
 
 
 def test_logit_normalisation_takes_the_scale_away(net):
     w, batch = net
-
-    @eqx.filter_jit
-    def normalised(w):
-        return sharpness(
-            LOSS, w, batch, rho=0.3, adaptive=True, normalize_logits=0.5, key=KEY
+    here, there = (
+        sharpness(
+            LOSS, v, batch, rho=0.3, adaptive=True, normalize_logits=0.5, key=KEY
         ).value
-
-    other = {**w, "out": 16 * w["out"]}
-    np.testing.assert_allclose(normalised(w), normalised(other), rtol=1e-9)
+        for v in (w, {**w, "out": 16 * w["out"]})
+    )
+    np.testing.assert_allclose(here, there, rtol=1e-9)
     # Equal logits have no direction: uniform probabilities, and a finite gradient.
     flat = jax.tree.map(jnp.zeros_like, w)
-    loss = LOSS.normalised(1.0)
-    np.testing.assert_allclose(loss(flat, batch), np.log(4))
-    assert all(jnp.all(jnp.isfinite(v)) for v in jax.grad(loss)(flat, batch).values())
+    found, slope = jax.jit(jax.value_and_grad(LOSS.normalised(1.0)))(flat, batch)
+    np.testing.assert_allclose(found, np.log(4))
+    assert all(jnp.all(jnp.isfinite(v)) for v in slope.values())
 
 
 def test_chunks_have_their_own_worst_case(net):
     w, batch = net
-    whole = sharpness(LOSS, w, batch, rho=0.3, restarts=2, key=KEY)
     halves = sharpness(LOSS, w, batch, rho=0.3, restarts=2, microbatch=6, key=KEY)
     assert halves.witness["in"].shape == (2, 3, 6)
-    assert halves.value >= whole.value
+    assert halves.value >= worst(w, batch).value
     rises = [
         rise(
             w,
@@ -171,55 +171,27 @@ def test_chunks_have_their_own_worst_case(net):
 
 def test_zero_weights_and_masked_ones_stay(net):
     w, batch = net
-    sparse = {**w, "in": w["in"].at[0].set(0.0)}
-    found = two_norm(sparse, batch, KEY, True)
+    found = worst({**w, "in": w["in"].at[0].set(0.0)}, batch, adaptive=True)
     assert jnp.all(found.witness["in"][0] == 0) and found.value > 0
-    mask = {"in": False, "bias": True, "out": False}
-    only = sharpness(LOSS, w, batch, rho=0.3, mask=mask, key=KEY)
-    assert not jnp.any(only.witness["in"]) and not jnp.any(only.witness["out"])
+    mask = jnp.array([True, False, True, True])
+    only = sharpness(quadratic, jnp.ones(4), DIAGONAL, rho=0.3, mask=mask, key=KEY)
+    assert only.witness[1] == 0
     # The whole radius goes to what may move.
-    np.testing.assert_allclose(jnp.linalg.norm(only.witness["bias"]), 0.3, rtol=1e-2)
+    np.testing.assert_allclose(jnp.linalg.norm(only.witness), 0.3, rtol=1e-2)
 
 
-def test_average_measures_half_the_trace(net):
-    # rho^2 sum c^2 H_ii / 2, as the radius falls.
-    w, batch = net
-    smooth = LogitLoss(
-        lambda w, x: jnp.tanh(x @ w["in"] + w["bias"][None, :]) @ w["out"]
-    )
-    found = sharpness(
-        smooth, w, batch, rho=0.02, which="avg", adaptive=True, steps=2000, key=KEY
-    )
-    units = jnp.eye(sum(v.size for v in w.values()))
-    vector, unravel = jax.flatten_util.ravel_pytree(w)
-    diagonal = jax.vmap(
-        lambda u: (
-            u @ jax.flatten_util.ravel_pytree(hvp(smooth, w, batch, unravel(u)))[0]
-        )
-    )(units)
-    wanted = 0.02**2 * jnp.sum(vector**2 * diagonal) / 2
-    assert abs(found.value - wanted) < 2 * found.half_width
-
-
-def test_under_vmap_over_models_and_in_float32(net, float32):
-    w, batch = jax.tree.map(
-        lambda v: v.astype(jnp.float32) if v.dtype == jnp.float64 else v, net
-    )
-    two = jax.tree.map(lambda v: jnp.stack([v, v / 2]), w)
-    found = jax.vmap(lambda w: sharpness(LOSS, w, batch, rho=0.3, key=KEY))(two)
+def test_under_vmap_over_models_and_in_float32(float32):
+    w = jnp.array([[0.0, 0, 0, 0], [1.0, 1, 1, 1]])
+    diagonal = DIAGONAL.astype(jnp.float32)
+    found = jax.vmap(lambda w: sharpness(quadratic, w, diagonal, rho=0.3, key=KEY))(w)
     assert found.value.shape == (2,) and found.value.dtype == jnp.float32
-    alone = sharpness(LOSS, w, batch, rho=0.3, key=KEY)
-    np.testing.assert_allclose(found.value[0], alone.value, rtol=1e-4)
-    model = sharpness_quadratic(LOSS, w, batch, rho=0.01, key=KEY)
-    worst = sharpness(LOSS, w, batch, rho=0.01, key=KEY)
-    np.testing.assert_allclose(model.value, worst.value, rtol=0.02)
+    np.testing.assert_allclose(found.value[0], 0.3**2 * 4 / 2, rtol=1e-2)
+    assert found.value[1] > 0.3 * jnp.linalg.norm(diagonal) * 0.9
 
 
-def test_nan_and_overflow_are_not_hidden():
-    bad = lambda w, b: jnp.sum(w) * jnp.nan  # noqa: E731
-    assert jnp.isnan(sharpness(bad, jnp.ones(2), None, rho=0.1, key=KEY).value)
-    # Undefined somewhere in the ball: what was found before is still a lower bound.
-    edge = lambda w, b: -jnp.sum(jnp.sqrt(1 - jnp.sum(w**2)))  # noqa: E731
+def test_a_loss_that_is_undefined_in_part_of_the_ball():
+    # What was found before is still a lower bound.
+    edge = lambda w, b: -jnp.sqrt(1 - jnp.sum(w**2))  # noqa: E731
     found = sharpness(edge, jnp.zeros(2), None, rho=2.0, key=KEY)
     assert 0 <= found.value <= 1
 
