@@ -25,7 +25,6 @@ from varan.sharpness import (
     looksam,
     sam,
     tram,
-    tram_fisher,
     usam,
     wasam,
 )
@@ -85,15 +84,6 @@ RULES = {
         2,
         {"scale": 0.0},
         extra=lambda loss: {"logits_fn": lambda p, noise: noise(p["kernel"])},
-    ),
-    "tram, fisher": RuleCase(
-        tram_fisher,
-        2,
-        {"rho": 0.0},
-        normalised=False,
-        extra=lambda loss: {
-            "noisy_grad_fn": lambda p, noise: jax.grad(loss)(jax.tree.map(noise, p))
-        },
     ),
 }
 

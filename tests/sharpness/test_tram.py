@@ -134,6 +134,22 @@ def test_fisher_ball():
     g, F = flat(jax.grad(loss)(W)), 1 + 2 * flat(h) ** 2
     np.testing.assert_allclose(e, 0.3 * g / F / np.sqrt(g @ (g / F)), rtol=1e-9)
     np.testing.assert_allclose(np.sqrt(e @ (F * e)), 0.3, rtol=1e-9)
+    e, _ = step(tram_fisher(optax.sgd(0.1), 0.0), noisy_grad_fn=lambda params, noise: h)
+    np.testing.assert_array_equal(e, 0.0)
+
+
+def test_fisher_ball_of_a_zero_gradient():
+    zero = jax.tree.map(jnp.zeros_like, W)
+    method = tram_fisher(optax.sgd(0.1))
+    updates, state = method.update(
+        zero,
+        method.init(W),
+        W,
+        grad_fn=lambda params, i: zero,
+        noisy_grad_fn=lambda params, noise: jax.tree.map(noise, params),
+    )
+    np.testing.assert_array_equal(flat(updates), 0.0)
+    assert int(state.grad_evals) == 2
 
 
 @pytest.mark.parametrize(
