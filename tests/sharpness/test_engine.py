@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from varan.sharpness import Rule, grad_fn_from, perturbed, sam
+from varan.sharpness import Rule, grad_fn_from, norm_params, perturbed, sam
 from varan.train import start_training, train_epochs
 
 H = jnp.array([[3.0, 1.0], [1.0, 2.0]])
@@ -50,6 +50,17 @@ class TestOptions:
         updates, _ = step(sam(optax.sgd(1.0), 0.1, mask=lambda _: mask), w, x, g0)
         expected, _ = step(sam(optax.sgd(1.0), same_as), w, x, g0)
         np.testing.assert_array_equal(updates, expected)
+
+    def test_mask_that_is_a_model_of_booleans(self):
+        """`norm_params(model)` is a callable Equinox module, and no function."""
+        model = eqx.nn.Sequential([eqx.nn.LayerNorm(2), eqx.nn.LayerNorm(2)])
+        params = eqx.filter(model, eqx.is_inexact_array)
+        slope = lambda p, i=0: jax.tree.map(jnp.ones_like, p)  # noqa: E731
+        method = sam(optax.sgd(1.0), 0.1, mask=norm_params(params))
+        _, state = method.update(
+            slope(params), method.init(params), params, grad_fn=slope
+        )
+        np.testing.assert_allclose(state.info.ascent_norm, 0.1, rtol=1e-6)
 
     def test_mask_of_another_structure_is_refused(self, setting):
         w, x, g0 = setting

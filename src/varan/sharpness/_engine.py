@@ -338,6 +338,13 @@ def check_schedule(owner: str, name: str, value: Schedule) -> None:
         checks.check_nonnegative(owner, name, value)
 
 
+def is_function(mask: Mask) -> bool:
+    """Whether a mask is a function: a model of booleans can be called, too."""
+    leaves = [leaf for leaf in jtu.tree_leaves(mask) if leaf is not mask]
+    booleans = [jnp.result_type(leaf) == jnp.bool_ for leaf in leaves]
+    return callable(mask) and not (booleans and all(booleans))
+
+
 class _Gradients:
     """The caller's gradients, numbered, and counted while they are traced."""
 
@@ -404,7 +411,7 @@ def _average(tree, axis_name):
 def _restriction(mask, params):
     if mask is None:
         return lambda tree: tree
-    chosen = mask(params) if callable(mask) else mask
+    chosen = mask(params) if is_function(mask) else mask
 
     def kept(here, part):
         if isinstance(here, bool):

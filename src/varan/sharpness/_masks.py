@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ..core._checks import check_nonnegative, is_traced
-from ._engine import Mask
+from ._engine import Mask, is_function
 from ._vectors import norm_dtype
 
 _NORM_NAMES = (
@@ -113,7 +113,7 @@ def complement(mask: Mask) -> Mask:
     Source: M. Müller, T. Vlaar, D. Rolnick and M. Hein, 2023, arXiv:2306.04226 ("no
         norm").
     """
-    if _is_function(mask):
+    if is_function(mask):
         return lambda params: complement(mask(params))
     return jtu.tree_map(
         lambda leaf: not leaf if isinstance(leaf, bool) else ~leaf, mask
@@ -149,7 +149,7 @@ def random_mask_like(
         random sparse control).
     """
     params = eqx.filter(params, _is_floating)
-    chosen = mask(params) if _is_function(mask) else mask
+    chosen = mask(params) if is_function(mask) else mask
     try:
         counts = jtu.tree_map(
             lambda here, part: sum(
@@ -289,15 +289,6 @@ def layerwise_scale(
     return _scales(
         params, lambda leaf: jnp.full_like(leaf, jnp.linalg.norm(leaf) + eta), shifts
     )
-
-
-def _is_function(mask):
-    """Whether a mask is a function: a model of booleans can be called, too."""
-    leaves = jtu.tree_leaves(mask)
-    booleans = [
-        jnp.result_type(leaf) == jnp.bool_ for leaf in leaves if leaf is not mask
-    ]
-    return callable(mask) and not (booleans and all(booleans))
 
 
 def _is_floating(leaf):

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..core._certificate import Certificate
 from ..core._checks import check_positive
+from ._engine import is_function
 
 _SAYS = {
     "lower_bound": "the measure is at least value: the witness attains it",
@@ -208,7 +209,7 @@ def checked(owner: str, params: PyTree, batch: PyTree, mask=None):
                 f"{owner}: `batch` must not be empty (got an array of shape "
                 f"{np.shape(leaf)})."
             )
-    return params, mask(arrays) if callable(mask) else mask
+    return params, mask(arrays) if is_function(mask) else mask
 
 
 def t_half_width(samples: Float[Array, " n"]) -> Float[Array, ""]:
