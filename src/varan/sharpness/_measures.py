@@ -19,7 +19,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core._checks import check_choice, check_positive
@@ -324,8 +323,7 @@ def sharpness_quadratic(
         key: Random key.
 
     Returns:
-        An estimate; the witness is the top eigenvector, a unit vector. `n_grad` counts
-        all of `max_steps`, of which Lanczos may have needed fewer.
+        An estimate; the witness is the top eigenvector, a unit vector.
 
     Raises:
         ValueError: As `sharpness` and `hessian_top` do.
@@ -349,9 +347,7 @@ def sharpness_quadratic(
     # In a ball a maximum is never negative.
     value = rho * slope + rho**2 / 2 * jnp.maximum(top.values[0], 0)
     witness = jtu.tree_map(lambda leaf: leaf[0], top.vectors)
-    size = sum(np.size(leaf) for leaf in jtu.tree_leaves(witness))
-    cost = 1 + 2 * (min(max_steps, size) + 1)
-    return MeasureResult(value, "estimate", witness, cost)
+    return MeasureResult(value, "estimate", witness, 1 + 2 * top.n_hvp)
 
 
 @eqx.filter_jit

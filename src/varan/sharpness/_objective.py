@@ -30,6 +30,10 @@ _SAYS = {
 }
 
 
+def _count(number) -> Int[Array, ""]:
+    return jnp.asarray(number, jnp.int32)
+
+
 class MeasureResult(eqx.Module):
     """A measured number, what kind of knowledge it is, and what attains it.
 
@@ -49,7 +53,7 @@ class MeasureResult(eqx.Module):
     value: Float[Array, ""]
     kind: Literal["lower_bound", "estimate", "exact"] = eqx.field(static=True)
     witness: PyTree
-    n_grad: int = eqx.field(static=True)
+    n_grad: Int[Array, ""] = eqx.field(converter=_count)
     half_width: Float[Array, ""] | None = None
 
     @property
@@ -145,7 +149,7 @@ class Objective(NamedTuple):
         return lambda vector: self.selected * product(self.selected * vector)
 
 
-def objective(owner: str, loss_fn, params, batch, mask=None) -> Objective:
+def objective(owner: str, loss_fn, params, batch, mask: Any = None) -> Objective:
     """Flattens a loss at parameters; checks what is known while tracing."""
     arrays, static = eqx.partition(params, eqx.is_inexact_array)
     leaves = jtu.tree_leaves(arrays)
@@ -192,7 +196,7 @@ def selection(owner, mask, arrays, dtype) -> Float[Array, " n"]:
     return ravel_pytree(chosen)[0]
 
 
-def checked(owner: str, params: PyTree, batch: PyTree, mask=None):
+def checked(owner: str, params: PyTree, batch: PyTree, mask: Any = None):
     """Parameters with arrays as leaves and the mask as a tree; refuses empty input."""
     params = jtu.tree_map(
         lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params
