@@ -146,8 +146,8 @@ def teleport(
         >>> from varan.sharpness import EllipsoidRotation, teleport
         >>> A = jnp.diag(jnp.array([1.0, 4.0]))
         >>> loss = lambda w, batch: w @ A @ w / 2
-        >>> w, report = teleport(
-        ...     loss, jnp.array([2.0, 0.1]), None, EllipsoidRotation(A), lr=0.1)
+        >>> start, action = jnp.array([2.0, 0.1]), EllipsoidRotation(A)
+        >>> w, report = teleport(loss, start, None, action, lr=0.1, steps=20)
         >>> round(float(report.loss_before - report.loss_after), 3)
         0.0
         >>> bool(abs(w[0]) < 0.05), round(float(abs(w[1])), 2)  # the steepest point
