@@ -26,6 +26,10 @@ class Net(eqx.Module):
     def __call__(self, x):
         return self.scale * self.layer(x)
 
+class Pair(Net):
+    def __call__(self, x):
+        return x, x
+
 def broken():
     raise RuntimeError("no model today")
 """
@@ -123,6 +127,8 @@ def test_all_forms_of_saved_models_are_read(folder, monkeypatch):
     same = read(folder, "net.eqx", make="their_model:Net")
     assert same.scale == 3.0
     np.testing.assert_array_equal(same.layer.weight, theirs.layer.weight)
+    done = invoke("net.eqx", "data.npz", "--make", "their_model:Pair")
+    assert done.exit_code == cli.USAGE and "must return one array" in done.stderr
     del sys.modules["their_model"]
 
 
@@ -183,6 +189,8 @@ def test_bad_data_give_one_sentence(folder):
     np.savez(folder / "wide.npz", x=np.ones((4, 3)), y=[0, 1, 0, 1])
     np.savez(folder / "objects.npz", x=np.array([{}], object), y=y)
     (folder / "cut.npz").write_bytes((folder / "data.npz").read_bytes()[:100])
+    np.save(folder / "array.npy", x)
+    (folder / "array.npy").rename(folder / "array.npz")
     (folder / "one.csv").write_text("1\n2\n")
     for name, message in (
         ("absent.npz", "No such file"),
@@ -193,6 +201,7 @@ def test_bad_data_give_one_sentence(folder):
         ("wide.npz", "does not take one input of shape (3,)"),
         ("objects.npz", "is no NPZ file of numbers"),
         ("cut.npz", "is no NPZ file of numbers"),
+        ("array.npz", "is no NPZ file of numbers"),
         ("one.csv", "must have features and a target"),
         ("data.txt", "must end in .npz or .csv"),
     ):

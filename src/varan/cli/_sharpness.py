@@ -130,7 +130,9 @@ def _read_npz(file):
         fail(f"{file} must hold two arrays, x and y.")
     except OSError as error:
         fail(f"{file}: {error.strerror or error}.")
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (
+        ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error
+    ):  # fmt: skip
         fail(f"{file} is no NPZ file of numbers.", "It must be what numpy.savez wrote.")
     if any(array.dtype.kind not in "fiub" for array in (x, y)) or np.ndim(y) == 0:
         fail(f"{file} must hold numbers (got {x.dtype} and {y.dtype}).")
@@ -223,7 +225,7 @@ def _outputs(network, x):
     import jax
 
     try:
-        return jax.vmap(network)(x)
+        outputs = jax.vmap(network)(x)
     # The user's model: whatever it raises, it does not take these inputs.
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
@@ -232,6 +234,9 @@ def _outputs(network, x):
             f"{type(error).__name__}: {first[0] if first else ''}",
             "It is called with one sample, without key or state.",
         )
+    if not isinstance(outputs, jax.Array):
+        fail(f"the model must return one array (got {type(outputs).__name__}).")
+    return outputs
 
 
 def _targets(y, outputs, loss: LossName):
