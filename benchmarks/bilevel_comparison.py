@@ -11,9 +11,14 @@ found, the lower level solved to the end; that loss and the accuracy on test dat
 shown, means over three seeds.
 
     python benchmarks/bilevel_comparison.py [--calls 4000] [--plot bilevel.svg]
+
+With `--peers`, in an environment that has PyTorch, torchopt and betty-ml too, theirs
+take turns with ours of the same kinds: five lower steps and five products a round, the
+same starts, calls and settings, and batches of the same size from other generators.
 """
 
 import argparse
+import time
 
 import equinox as eqx
 import jax
@@ -54,6 +59,8 @@ OWN = {
     },
 }
 SIGMAS = (0.01, 0.1)
+# Ours of the peers' kinds, and the best of the single loops.
+OPPONENTS = ("AIDCG", "StocBiO", "Unrolled", "SOBA")
 
 
 def solvers(key, constants, exact):
@@ -173,22 +180,31 @@ def look(problem, iterate):
 
 def run(name, make, seconds, cost, problem, start, sizes, calls, measure):
     """The best of the settings: upper loss at the lower answer, and test accuracy."""
-    tried = []
+
+    def search(a, b):
+        method = jax.tree.map(jnp.asarray, make(a, b))
+        if name in ("MAID", "HOAG"):
+            return within(problem, method, start, calls)
+        rounds = int(calls / cost)
+        _, seen = trajectory(problem, method, start, look, steps=rounds, every=rounds)
+        return jax.tree.map(lambda v: v[-1], seen)
+
+    return best(search, seconds, problem, start, sizes, measure)
+
+
+def best(search, seconds, problem, start, sizes, measure):
+    """The best setting's loss, accuracy, stepsize; processor seconds, the median."""
+    tried, times = [], []
     for a in sizes:
         for b in seconds:
-            method = jax.tree.map(jnp.asarray, make(a, b))
-            if name in ("MAID", "HOAG"):
-                x = within(problem, method, start, calls)
-            else:
-                rounds = int(calls / cost)
-                _, seen = trajectory(
-                    problem, method, start, look, steps=rounds, every=rounds
-                )
-                x = jax.tree.map(lambda v: v[-1], seen)
+            begun = time.process_time()
+            x = jax.block_until_ready(search(a, b))
+            times.append(time.process_time() - begun)
             y = answer(problem, x, start.y)
             loss = float(problem.upper_value(x, y))
             tried.append((loss if np.isfinite(loss) else np.inf, float(measure(y)), a))
-    return min(tried)
+    # Settings are data: only the first of them compiles.
+    return *min(tried), float(np.median(times))
 
 
 @eqx.filter_jit
@@ -217,6 +233,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=4000)
     parser.add_argument("--plot")
+    parser.add_argument("--peers", action="store_true")
     chosen = parser.parse_args()
     tables = {}
     for title, instance in (("cleaning", cleaning), ("penalties", penalties)):
@@ -224,26 +241,57 @@ def main():
         for seed in range(SEEDS):
             problem, start, sizes, constants, measure = instance(seed)
             plain = answer(problem, start.x, start.y)
-            untuned = (float(problem.upper_value(start.x, plain)), measure(plain), 0)
+            untuned = (float(problem.upper_value(start.x, plain)), measure(plain), 0, 0)
             table.setdefault("(untuned)", []).append(untuned)
             key, exact = jax.random.key(seed), constants is not None
             for name, make, seconds, cost in solvers(key, constants, exact):
+                if chosen.peers and name not in OPPONENTS:
+                    continue
                 mine = OWN[title].get(name, sizes)
                 setting = (name, make, seconds, cost, problem, start, mine)
                 found = run(*setting, chosen.calls, measure)
+                table.setdefault(name, []).append(found)
+            for name, search in peers(title, problem, start, chosen, seed):
+                found = best(search, (0.1, 0.5), problem, start, sizes, measure)
                 table.setdefault(name, []).append(found)
         show(title, table)
     if chosen.plot:
         draw(tables, chosen.plot)
 
 
+def peers(title, problem, start, chosen, seed):
+    """Name to a search of two stepsizes, for what runs in PyTorch."""
+    if not chosen.peers:
+        return
+    import bilevel_peers
+
+    if title == "cleaning":
+        (train, _), validation, penalty = problem.params[1:]
+        y = jnp.concatenate([start.y["bias"], start.y["weight"].ravel()])
+        task = bilevel_peers.cleaning(train, validation, float(penalty), 64, start.x, y)
+    else:
+        task = bilevel_peers.penalties(*problem.params, start.x, start.y)
+        y = start.y
+    bilevel_peers.check(task, problem, start, y)
+    for name, method in bilevel_peers.methods().items():
+
+        def search(a, b, method=method):
+            return jnp.asarray(method(task, a, b, chosen.calls, seed))
+
+        yield name, search
+
+
 def show(title, table):
-    print(f"\n{title}\n\n| solver | upper loss | test accuracy | stepsizes |")
-    print("| --- | --- | --- | --- |")
+    print(f"\n{title}\n")
+    print("| solver | upper loss | test accuracy | seconds | stepsizes |")
+    print("| --- | --- | --- | --- | --- |")
     for name, rows in sorted(table.items(), key=lambda item: np.mean(item[1], 0)[0]):
-        loss, accuracy, _ = np.mean(rows, axis=0)
+        loss, accuracy, _, seconds = np.mean(rows, axis=0)
         chosen = ", ".join(f"{row[2]:g}" for row in rows)
-        print(f"| {name} | {loss:.4f} | {accuracy:.3f} | {chosen} |", flush=True)
+        print(
+            f"| {name} | {loss:.4f} | {accuracy:.3f} | {seconds:.2f} | {chosen} |",
+            flush=True,
+        )
 
 
 def draw(tables, path):
