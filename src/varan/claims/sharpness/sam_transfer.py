@@ -38,7 +38,7 @@ from ._benchmark import column
 def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     """Measures the transfer of every surrogate of one seed."""
     data = column("clean", seed, train=scale["train"])
-    targets = _targets(scale["train"], scale["epochs"], scale["targets"])
+    targets = _targets(scale["train"], scale["target_epochs"], scale["targets"])
     x, y = (part[: scale["points"]] for part in data.test)
     key = jax.random.key(seed)
     ends, along = {}, None
