@@ -124,7 +124,7 @@ def interval(values):
     """Mean and half the width of its 95 % interval, from Student's t."""
     values = np.asarray(values)
     if not np.all(np.isfinite(values)):
-        return np.inf, np.nan
+        return np.nan, np.nan
     width = stats.t.ppf(0.975, values.size - 1) * stats.sem(values)
     return float(values.mean()), float(width)
 
