@@ -7,7 +7,6 @@ takes the network: bounds, Lipschitz constants, gradients, jit and vmap.
 
 from __future__ import annotations
 
-import gzip
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._files import FileProblem, read_bytes
 from ._nodes import UnsupportedPrimitive
 from ._onnx_operators import KNOWN_INPUTS, MOST_ENTRIES, ON_SHAPES, OPERATORS, Node
 
@@ -138,13 +138,9 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     try:
         network = _network(path, model)
         _compare(path, model, network)
-    except _Problem as problem:
+    except FileProblem as problem:
         raise ValueError(f"load_onnx: {path.name}: {problem}") from problem
     return network
-
-
-class _Problem(Exception):
-    """One sentence on what is wrong with a file."""
 
 
 def _parse(path: Path):
@@ -156,16 +152,7 @@ def _parse(path: Path):
         ) from error
     from google.protobuf.message import DecodeError
 
-    try:
-        with open(path, "rb") as file:
-            compressed = path.suffix == ".gz"
-            opened = gzip.GzipFile(fileobj=file) if compressed else file
-            data = opened.read(_MOST_BYTES + 1)
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"load_onnx: {path}: {reason}.") from error
-    if len(data) > _MOST_BYTES:
-        raise ValueError(f"load_onnx: {path.name} is larger than {_MOST_BYTES} bytes.")
+    data = read_bytes("load_onnx", path, _MOST_BYTES)
     try:
         return onnx.load_model_from_string(data)
     except DecodeError as error:
@@ -179,10 +166,10 @@ def _network(path: Path, model) -> OnnxNetwork:
     opset = _opset(model)
     weights = {t.name: _tensor(t, f"tensor {t.name!r}") for t in graph.initializer}
     if graph.sparse_initializer:
-        raise _Problem("sparse tensors are not supported.")
+        raise FileProblem("sparse tensors are not supported.")
     given = [i for i in graph.input if i.name not in weights]
     if len(given) != 1 or len(graph.output) != 1:
-        raise _Problem(
+        raise FileProblem(
             f"one input and one output are needed (got {len(given)} and "
             f"{len(graph.output)})."
         )
@@ -199,7 +186,7 @@ def _network(path: Path, model) -> OnnxNetwork:
             _place(node, known, avals, program)
     output = graph.output[0].name
     if output not in avals:
-        raise _Problem("the output does not depend on the input.")
+        raise FileProblem("the output does not depend on the input.")
     read = {
         name
         for node in program
@@ -222,10 +209,10 @@ def _place(node: Node, known: dict, avals: dict, program: list) -> None:
     """Computes a node now, or puts it into the program."""
     for place, name in enumerate(node.inputs):
         if name and name not in known and name not in avals:
-            raise _Problem(f"{_called(node)} reads {name!r}, which nothing makes.")
+            raise FileProblem(f"{_called(node)} reads {name!r}, which nothing makes.")
         if name and place in KNOWN_INPUTS.get(node.operator, ()):
             if name in avals:
-                raise _Problem(
+                raise FileProblem(
                     f"input {place} of {_called(node)} depends on the network's input."
                 )
             node.fixed[place] = known[name]
@@ -262,11 +249,11 @@ def _of_shapes(node: Node, proto, opset: int, known: dict, avals: dict) -> np.nd
     if grows:
         sizes += [math.prod(int(n) for n in np.ravel(v)) for v in inputs.values()]
     if max(map(abs, sizes), default=0) > _MOST_SHAPE_ENTRIES:
-        raise _Problem(f"{_called(node)} computes with arrays too large for shapes.")
+        raise FileProblem(f"{_called(node)} computes with arrays too large for shapes.")
     try:
         (out, *_) = ReferenceEvaluator(proto, opsets={"": opset}).run(None, inputs)
     except Exception as error:  # each operator has its own
-        raise _Problem(f"{_called(node)} could not be computed: {error}.") from error
+        raise FileProblem(f"{_called(node)} could not be computed: {error}.") from error
     return np.asarray(out)
 
 
@@ -280,7 +267,7 @@ def _shape_of(node, known, avals):
 
     out = jax.eval_shape(run, [avals[name] for name in dynamic])
     if math.prod(out.shape) > MOST_ENTRIES:
-        raise _Problem(f"{_called(node)} makes an array of shape {out.shape}.")
+        raise FileProblem(f"{_called(node)} makes an array of shape {out.shape}.")
     return out
 
 
@@ -290,7 +277,7 @@ def _apply(node: Node, inputs):
         with jax.numpy_rank_promotion("allow"):
             return OPERATORS[node.operator](node, *inputs)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise _Problem(f"{_called(node)}: {error}") from error
+        raise FileProblem(f"{_called(node)}: {error}") from error
 
 
 def _called(node: Node) -> str:
@@ -302,7 +289,7 @@ def _node(proto, path: Path) -> Node:
         raise UnsupportedPrimitive(f"{proto.domain}.{proto.op_type}", path.name)
     used = [name for name in proto.output if name]
     if len(used) != 1 and proto.op_type not in ("Dropout", "BatchNormalization"):
-        raise _Problem(f"{proto.op_type} ({proto.name}) must have one output.")
+        raise FileProblem(f"{proto.op_type} ({proto.name}) must have one output.")
     return Node(
         proto.op_type,
         proto.name,
@@ -330,18 +317,18 @@ def _tensor(proto, what: str) -> np.ndarray:
     from onnx import TensorProto, numpy_helper
 
     if proto.data_location == TensorProto.EXTERNAL or proto.external_data:
-        raise _Problem(
+        raise FileProblem(
             f"{what} lies in another file, which is not opened. Save the model as one "
             "file."
         )
     if math.prod(proto.dims) > MOST_ENTRIES or any(n < 0 for n in proto.dims):
-        raise _Problem(f"{what} has the impossible shape {tuple(proto.dims)}.")
+        raise FileProblem(f"{what} has the impossible shape {tuple(proto.dims)}.")
     try:
         value = numpy_helper.to_array(proto)
     except Exception as error:  # each version of onnx has its own
-        raise _Problem(f"{what} is damaged.") from error
+        raise FileProblem(f"{what} is damaged.") from error
     if _floating(value) and not np.all(np.isfinite(value)):
-        raise _Problem(f"{what} holds NaN or infinity.")
+        raise FileProblem(f"{what} holds NaN or infinity.")
     return value
 
 
@@ -355,7 +342,7 @@ def _opset(model) -> int:
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     newest = defs.onnx_opset_version()
     if len(versions) != 1 or not _OLDEST_OPSET <= versions[0] <= newest:
-        raise _Problem(
+        raise FileProblem(
             f"operator sets {_OLDEST_OPSET} to {newest} are supported "
             f"(got {', '.join(map(str, versions)) or 'none'})."
         )
@@ -366,16 +353,16 @@ def _input_shape(info) -> tuple[tuple[int, ...], bool]:
     kind = info.type.tensor_type
     sizes = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
     if not sizes or None in sizes[1:]:
-        raise _Problem(
+        raise FileProblem(
             f"input {info.name!r} must have a fixed shape but for the batch "
             f"(got {sizes})."
         )
     batched = sizes[0] in (None, 1) and len(sizes) > 1
     if sizes[0] is None and not batched:
-        raise _Problem(f"input {info.name!r} has no fixed shape.")
+        raise FileProblem(f"input {info.name!r} has no fixed shape.")
     shape = tuple(n for n in (sizes[1:] if batched else sizes) if n is not None)
     if math.prod(shape) > MOST_ENTRIES:
-        raise _Problem(f"input {info.name!r} has the impossible shape {shape}.")
+        raise FileProblem(f"input {info.name!r} has the impossible shape {shape}.")
     return shape, batched
 
 
@@ -395,7 +382,7 @@ def _compare(path: Path, model, network: OnnxNetwork) -> None:
         if found.shape != expected.shape or not np.allclose(
             found, expected, rtol=0, atol=1e-4 * scale
         ):
-            raise _Problem(
+            raise FileProblem(
                 "the network that was read does not compute what ONNX's reference "
                 "evaluator does. Please report the file."
             )

@@ -8,7 +8,6 @@ with `X[0,1]`).
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import math
 import re
@@ -17,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from ._files import FileProblem, read_bytes
 
 _TOKEN = re.compile(r"\(|\)|[^\s()\[\]]+(?:\[[^\]]*\])?|\[[^\]]*\]")
 _INDEXED = re.compile(r"([A-Za-z]\w*?)(?:_(\d+)|\[([\d,\s]*)\])$")
@@ -93,28 +94,16 @@ def read_vnnlib(path: str | Path) -> list[UnsafeCase]:
     path = Path(path)
     try:
         return _cases(_read(path))
-    except _Problem as problem:
+    except FileProblem as problem:
         raise ValueError(f"read_vnnlib: {path.name}: {problem}") from problem
 
 
-class _Problem(Exception):
-    """One sentence on what is wrong with a file."""
-
-
 def _read(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            opened = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
-            data = opened.read(_MOST_BYTES + 1)
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"read_vnnlib: {path}: {reason}.") from error
-    if len(data) > _MOST_BYTES:
-        raise _Problem(f"it is larger than {_MOST_BYTES} bytes.")
+    data = read_bytes("read_vnnlib", path, _MOST_BYTES)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Problem("it is no text.") from error
+        raise FileProblem("it is no text.") from error
 
 
 def _expressions(text: str) -> list:
@@ -125,16 +114,16 @@ def _expressions(text: str) -> list:
         if token == "(":
             stack.append([])
             if len(stack) > _MOST_DEPTH:
-                raise _Problem(f"parentheses are nested deeper than {_MOST_DEPTH}.")
+                raise FileProblem(f"parentheses are nested deeper than {_MOST_DEPTH}.")
         elif token == ")":
             if len(stack) == 1:
-                raise _Problem("there is a closing parenthesis too many.")
+                raise FileProblem("there is a closing parenthesis too many.")
             done = stack.pop()
             stack[-1].append(done)
         else:
             stack[-1].append(token)
     if len(stack) != 1:
-        raise _Problem("a closing parenthesis is missing; is the file complete?")
+        raise FileProblem("a closing parenthesis is missing; is the file complete?")
     return stack[0]
 
 
@@ -156,19 +145,21 @@ class _Variables:
     def declare_scalar(self, name: str) -> None:
         match = _INDEXED.fullmatch(name)
         if not match or match[1] not in ("X", "Y") or match[2] is None:
-            raise _Problem(f"variables are called X_0, X_1, ... and Y_0, ...: {name}.")
+            raise FileProblem(
+                f"variables are called X_0, X_1, ... and Y_0, ...: {name}."
+            )
         kind = "input" if match[1] == "X" else "output"
         if int(match[2]) != self.sizes[kind]:
-            raise _Problem(f"{name} is declared out of order or twice.")
+            raise FileProblem(f"{name} is declared out of order or twice.")
         self.sizes[kind] += 1
         self.kinds[match[1]] = (kind, None)
 
     def declare_tensor(self, kind: str, name: str, shape: tuple[int, ...]) -> None:
         if self.sizes[kind]:
-            raise _Problem(f"there is more than one {kind}.")
+            raise FileProblem(f"there is more than one {kind}.")
         size = math.prod(shape)
         if not 0 < size <= _MOST_VARIABLES:
-            raise _Problem(f"{kind} {name} has the impossible shape {shape}.")
+            raise FileProblem(f"{kind} {name} has the impossible shape {shape}.")
         self.sizes[kind] = size
         self.kinds[name] = (kind, shape)
 
@@ -177,10 +168,10 @@ class _Variables:
         if match is None and name in self.kinds and self.kinds[name][1] in ((), (1,)):
             return self.kinds[name][0], 0
         if not match or match[1] not in self.kinds:
-            raise _Problem(f"{name} was not declared.")
+            raise FileProblem(f"{name} was not declared.")
         kind, shape = self.kinds[match[1]]
         if (shape is None) != (match[3] is None):
-            raise _Problem(f"{name} was not declared.")
+            raise FileProblem(f"{name} was not declared.")
         if shape is None:
             index = int(match[2])
         else:
@@ -188,10 +179,10 @@ class _Variables:
             if len(place) != len(shape) or any(
                 k >= n for k, n in zip(place, shape, strict=True)
             ):
-                raise _Problem(f"{name} lies outside the shape {shape}.")
+                raise FileProblem(f"{name} lies outside the shape {shape}.")
             index = int(np.ravel_multi_index(place, shape)) if shape else 0
         if index >= self.sizes[kind]:
-            raise _Problem(f"{name} was not declared.")
+            raise FileProblem(f"{name} was not declared.")
         return kind, index
 
 
@@ -199,33 +190,33 @@ def _cases(text: str) -> list[UnsafeCase]:
     variables, asserted = _Variables(), []
     for expression in _expressions(text):
         if not isinstance(expression, list) or not expression:
-            raise _Problem(f"{expression!r} is no command.")
+            raise FileProblem(f"{expression!r} is no command.")
         head = expression[0]
         if head == "declare-const":
             if len(expression) != 3 or expression[2] != "Real":
-                raise _Problem(f"a declaration is not understood: {expression}.")
+                raise FileProblem(f"a declaration is not understood: {expression}.")
             variables.declare_scalar(expression[1])
         elif head == "declare-network":
             _declare_network(expression, variables)
         elif head == "assert" and len(expression) == 2:
             asserted.append(expression[1])
         elif head not in ("vnnlib-version", "set-logic", "check-sat"):
-            raise _Problem(f"the command {head!r} is not supported.")
+            raise FileProblem(f"the command {head!r} is not supported.")
     if not all(variables.sizes.values()):
-        raise _Problem("it must declare inputs and outputs.")
+        raise FileProblem("it must declare inputs and outputs.")
     conjunctions = _normal_form(["and", *asserted], variables)
     return [_case(atoms, variables.sizes) for atoms in conjunctions]
 
 
 def _declare_network(expression, variables) -> None:
     if any(kind == "input" for kind, _ in variables.kinds.values()):
-        raise _Problem("it declares more than one network.")
+        raise FileProblem("it declares more than one network.")
     for part in expression[2:]:
         if part[0] not in ("declare-input", "declare-output"):
-            raise _Problem(f"{part[0]!r} is not supported inside a network.")
+            raise FileProblem(f"{part[0]!r} is not supported inside a network.")
         name, kind, *rest = part[1:]
         if kind not in ("Real", "real", "float32", "float64", "Float32", "Float64"):
-            raise _Problem(f"{name} is of kind {kind}; real numbers are supported.")
+            raise FileProblem(f"{name} is of kind {kind}; real numbers are supported.")
         shape = re.findall(r"-?\d+", rest[0]) if rest else []
         variables.declare_tensor(part[0][8:], name, tuple(map(int, shape)))
 
@@ -233,7 +224,7 @@ def _declare_network(expression, variables) -> None:
 def _normal_form(expression, variables: _Variables) -> list[list[_Atom]]:
     """The expression as a disjunction of conjunctions of inequalities."""
     if not isinstance(expression, list) or not expression:
-        raise _Problem(f"{expression!r} is no condition.")
+        raise FileProblem(f"{expression!r} is no condition.")
     head, *parts = expression
     if head == "or":
         found = [case for part in parts for case in _normal_form(part, variables)]
@@ -242,14 +233,14 @@ def _normal_form(expression, variables: _Variables) -> list[list[_Atom]]:
         for part in parts:
             further = _normal_form(part, variables)
             if len(found) * len(further) > _MOST_CASES:
-                raise _Problem(f"it has more than {_MOST_CASES} cases.")
+                raise FileProblem(f"it has more than {_MOST_CASES} cases.")
             found = [a + b for a, b in itertools.product(found, further)]
     elif head in ("<=", "<", ">=", ">", "=", "==") and len(parts) == 2:
         found = [_comparison(head, *parts, variables)]
     else:
-        raise _Problem(f"the condition {head!r} is not supported.")
+        raise FileProblem(f"the condition {head!r} is not supported.")
     if len(found) > _MOST_CASES:
-        raise _Problem(f"it has more than {_MOST_CASES} cases.")
+        raise FileProblem(f"it has more than {_MOST_CASES} cases.")
     return found
 
 
@@ -272,10 +263,10 @@ def _linear(term, variables) -> tuple[dict[tuple[str, int], float], float]:
         except ValueError:
             return {variables.find(term): 1.0}, 0.0
         if not math.isfinite(value):
-            raise _Problem(f"{term} is no finite number.")
+            raise FileProblem(f"{term} is no finite number.")
         return {}, value
     if not term or not isinstance(term[0], str):
-        raise _Problem("a term is empty.")
+        raise FileProblem("a term is empty.")
     head, *parts = term
     linear = [_linear(part, variables) for part in parts]
     if head == "*":
@@ -285,7 +276,7 @@ def _linear(term, variables) -> tuple[dict[tuple[str, int], float], float]:
     if head == "-" and linear:
         signs = [-1.0] if len(linear) == 1 else [1.0] + [-1.0] * (len(linear) - 1)
         return _combined(linear, signs)
-    raise _Problem(f"the operation {head!r} is not supported.")
+    raise FileProblem(f"the operation {head!r} is not supported.")
 
 
 def _product(factors):
@@ -296,7 +287,7 @@ def _product(factors):
         elif moving is None:
             moving = coefficients, constant
         else:
-            raise _Problem("a product of two variables is not linear.")
+            raise FileProblem("a product of two variables is not linear.")
     if moving is None:
         return {}, scale
     coefficients, constant = moving
@@ -329,7 +320,7 @@ def _case(atoms: list[_Atom], sizes) -> UnsafeCase:
             else:
                 lower[index] = max(lower[index], side)
         else:
-            raise _Problem(
+            raise FileProblem(
                 "conditions must bound one input or be linear in outputs alone."
             )
     _check_box(lower, upper)
@@ -344,10 +335,10 @@ def _case(atoms: list[_Atom], sizes) -> UnsafeCase:
 def _check_box(lower, upper) -> None:
     free = np.flatnonzero(~(np.isfinite(lower) & np.isfinite(upper)))
     if len(free):
-        raise _Problem(f"input {free[0]} needs a lower and an upper bound.")
+        raise FileProblem(f"input {free[0]} needs a lower and an upper bound.")
     crossed = np.flatnonzero(lower > upper)
     if len(crossed):
-        raise _Problem(
+        raise FileProblem(
             f"the box is empty: input {crossed[0]} must lie between "
             f"{lower[crossed[0]]} and {upper[crossed[0]]}."
         )
