@@ -238,7 +238,7 @@ def _solvable(scale, seed):
         trace = hessian_trace(loss, weights, (X, net.y), key=keys[3])
         return average.value / rho**2, trace.value
 
-    some = betas[:: max(count // 4, 1)]
+    some = betas[:: max(count // 8, 1)]
     average, trace = jax.lax.map(identities, some)
     squares, sizes = jnp.sum(betas**2, 1), jnp.sum(jnp.abs(betas), 1)
     table = correlate(
