@@ -287,7 +287,9 @@ def main():
     parser.add_argument("--mode", choices=["single", "batch", "gradient"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="")
-    parser.add_argument("--skip", default="", help="leave out contestants named so")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="leave out contestants named so"
+    )
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -305,7 +307,7 @@ def main():
         runs = {
             label: run
             for label, run in runs.items()
-            if not (arguments.skip and arguments.skip in label)
+            if not any(part in label for part in arguments.skip)
         }
         result = race(runs, repeats=arguments.repeats, reference="varan")
         print(f"\n{name}, {arguments.mode or 'single'}")
