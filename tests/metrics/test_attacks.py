@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from varan.metrics import bim, transfer_matrix
+from varan.metrics import bim, fgsm, pgd, transfer_matrix
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 X = jax.random.normal(KEYS[0], (40, 5))
@@ -105,3 +105,39 @@ def test_nan_stays_visible():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_step_of_fgsm_is_bims_with_the_whole_radius():
+    found = fgsm(ONE, X, Y, 0.3, bounds=(-1.0, 1.0))
+    wanted = bim(ONE, X, Y, 0.3, steps=1, stepsize=0.3, bounds=(-1.0, 1.0))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_l2_ascent_reaches_the_closed_form_of_two_linear_classes():
+    gap = np.asarray(TWO.weight[:, 1] - TWO.weight[:, 0])
+    toward = np.where(np.asarray(Y2)[:, None] == 0, gap, -gap)
+    found = pgd(TWO, X, Y2, 0.3, norm="l2", steps=12)
+    np.testing.assert_allclose(
+        found, X + 0.3 * toward / np.linalg.norm(gap), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_stay_in_the_ball(norm):
+    x = jnp.clip(X, -1, 1)
+    found = pgd(ONE, x, Y, 0.3, norm=norm, steps=3, bounds=(-1, 1), key=KEYS[3])
+    order = np.inf if norm == "linf" else 2
+    assert np.all(np.linalg.norm(found - x, order, axis=1) <= 0.3 + 1e-12)
+    assert np.all(np.abs(found) <= 1)
+    fixed = pgd(ONE, X, Y, 0.0, norm=norm, steps=3, key=KEYS[3])
+    np.testing.assert_allclose(fixed, X, atol=1e-12)
+
+
+def test_a_flat_loss_moves_nothing_in_l2():
+    found = pgd(Linear(jnp.zeros((5, 3))), X, Y, 0.3, norm="l2", steps=3)
+    np.testing.assert_array_equal(found, X)
+
+
+def test_pgd_knows_two_norms():
+    with pytest.raises(ValueError, match="pgd: `norm` must be one of 'linf', 'l2'"):
+        pgd(ONE, X, Y, 0.3, norm="l1")
