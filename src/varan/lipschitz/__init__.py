@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
     from ._nodes import UnsupportedPrimitive as UnsupportedPrimitive
+    from ._norms import spectral_norm_bound as spectral_norm_bound
+    from ._norms import spectral_norm_estimate as spectral_norm_estimate
     from ._onnx import OnnxNetwork as OnnxNetwork
     from ._onnx import load_onnx as load_onnx
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
+    from ._sets import Ball as Ball
     from ._sets import Box as Box
     from ._tightness import expected_tightness as expected_tightness
     from ._tightness import propagation_tightness as propagation_tightness
@@ -51,6 +54,7 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "BaB": "_branch",
+        "Ball": "_sets",
         "BoundGraph": "_graph",
         "Box": "_sets",
         "ExactLipschitz": "_exact",
@@ -80,6 +84,8 @@ __getattr__, __dir__, __all__ = _attach(
         "register_activation": "_builder",
         "robustness_property": "_verify",
         "sabr_loss": "_certified_training",
+        "spectral_norm_bound": "_norms",
+        "spectral_norm_estimate": "_norms",
         "verify": "_verify",
     },
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core._checks import is_traced
+from ..core._checks import check_finite, check_nonnegative, is_traced
 
 
 class Box(eqx.Module):
@@ -115,3 +115,38 @@ class Box(eqx.Module):
     def valid(self) -> Bool[Array, ""]:
         """Whether no side is NaN or crossed."""
         return jnp.all(self.lower <= self.upper)
+
+
+class Ball(eqx.Module):
+    """All points within `radius` of `centre` in the Euclidean norm.
+
+    Args:
+        centre: Any shape.
+        radius: At least 0, in the units of the centre.
+
+    Raises:
+        ValueError: a centre that is not finite, or a radius that is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.lipschitz import Ball
+        >>> ball = Ball(jnp.array([0.5, 0.5]), 0.25)
+        >>> ball.box.upper.tolist()
+        [0.75, 0.75]
+    """
+
+    centre: Float[Array, ...]
+    radius: Float[Array, ""]
+
+    def __init__(self, centre, radius):
+        centre = jnp.asarray(centre)
+        if not jnp.issubdtype(centre.dtype, jnp.floating):
+            centre = centre.astype(jnp.result_type(float))
+        check_finite("Ball", "centre", centre)
+        check_nonnegative("Ball", "radius", radius)
+        self.centre, self.radius = centre, jnp.asarray(radius, centre.dtype)
+
+    @property
+    def box(self) -> Box:
+        """The smallest `Box` around the ball."""
+        return Box(self.centre - self.radius, self.centre + self.radius)
