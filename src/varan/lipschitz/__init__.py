@@ -25,8 +25,21 @@ if TYPE_CHECKING:
     from ._curves import SmoothCurve as SmoothCurve
     from ._exact import ExactLipschitz as ExactLipschitz
     from ._exact import exact_lipschitz as exact_lipschitz
+    from ._filters import FilterBank as FilterBank
+    from ._filters import random_filters as random_filters
+    from ._filters import wavelet_filters as wavelet_filters
+    from ._filters import weyl_heisenberg_filters as weyl_heisenberg_filters
     from ._forward import bounds as bounds
     from ._graph import BoundGraph as BoundGraph
+    from ._great_score import Calibration as Calibration
+    from ._great_score import GreatScore as GreatScore
+    from ._great_score import calibrate_temperature as calibrate_temperature
+    from ._great_score import great_score as great_score
+    from ._great_score import great_score_samples as great_score_samples
+    from ._ldlt import LDLTBlock as LDLTBlock
+    from ._ldlt import ResidualWeights as ResidualWeights
+    from ._ldlt import certify as certify
+    from ._ldlt import lmi as lmi
     from ._lipschitz import jacobian_bounds as jacobian_bounds
     from ._lipschitz import jvp_bounds as jvp_bounds
     from ._lipschitz import local_lipschitz as local_lipschitz
@@ -36,12 +49,31 @@ if TYPE_CHECKING:
     from ._nodes import UnsupportedPrimitive as UnsupportedPrimitive
     from ._norms import spectral_norm_bound as spectral_norm_bound
     from ._norms import spectral_norm_estimate as spectral_norm_estimate
+    from ._one_lipschitz import AOL as AOL
+    from ._one_lipschitz import SLL as SLL
+    from ._one_lipschitz import SpectralNormLinear as SpectralNormLinear
     from ._onnx import OnnxNetwork as OnnxNetwork
     from ._onnx import load_onnx as load_onnx
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
+    from ._scattering import FrameBounds as FrameBounds
+    from ._scattering import FrameModule as FrameModule
+    from ._scattering import FrameNet as FrameNet
+    from ._scattering import admissible as admissible
+    from ._scattering import frame_bounds as frame_bounds
+    from ._scattering import normalize_frame as normalize_frame
+    from ._scattering import translation_bound as translation_bound
     from ._sets import Ball as Ball
     from ._sets import Box as Box
+    from ._smoothed_samples import SimplexMap as SimplexMap
+    from ._smoothed_samples import SmoothedSamples as SmoothedSamples
+    from ._smoothed_samples import lvm_maps as lvm_maps
+    from ._smoothed_samples import smooth_samples as smooth_samples
+    from ._smoothing import SmoothedCertificate as SmoothedCertificate
+    from ._smoothing import certify_samples as certify_samples
+    from ._smoothing import choose_map as choose_map
+    from ._smoothing import smooth_certify as smooth_certify
+    from ._smoothing import smoothed_lipschitz as smoothed_lipschitz
     from ._tightness import expected_tightness as expected_tightness
     from ._tightness import propagation_tightness as propagation_tightness
     from ._verify import Verification as Verification
@@ -49,43 +81,87 @@ if TYPE_CHECKING:
     from ._verify import verify as verify
     from ._vnnlib import UnsafeCase as UnsafeCase
     from ._vnnlib import read_vnnlib as read_vnnlib
+    from ._spectral_cap import spectral_cap as spectral_cap
+    from ._spectral_cap import spectral_weight_decay as spectral_weight_decay
+    from ._spectral_cap import rms_cap as rms_cap
+    from ._spectral_cap import rms_muon as rms_muon
+    from ._transformer import LipschitzTransformer as LipschitzTransformer
+    from ._transformer import lipschitz_bound as lipschitz_bound
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
+        "AOL": "_one_lipschitz",
         "BaB": "_branch",
         "Ball": "_sets",
         "BoundGraph": "_graph",
         "Box": "_sets",
+        "Calibration": "_great_score",
         "ExactLipschitz": "_exact",
+        "FilterBank": "_filters",
+        "FrameBounds": "_scattering",
+        "FrameModule": "_scattering",
+        "FrameNet": "_scattering",
+        "GreatScore": "_great_score",
+        "LDLTBlock": "_ldlt",
         "LipschitzResult": "_result",
+        "LipschitzTransformer": "_transformer",
         "Monotonicity": "_monotone",
         "OnnxNetwork": "_onnx",
         "PiecewiseLinear": "_curves",
+        "ResidualWeights": "_ldlt",
+        "SLL": "_one_lipschitz",
+        "SimplexMap": "_smoothed_samples",
         "SmoothCurve": "_curves",
+        "SmoothedCertificate": "_smoothing",
+        "SmoothedSamples": "_smoothed_samples",
+        "SpectralNormLinear": "_one_lipschitz",
         "UnsafeCase": "_vnnlib",
         "UnsupportedPrimitive": "_nodes",
         "Verification": "_verify",
+        "admissible": "_scattering",
         "bounds": "_forward",
+        "calibrate_temperature": "_great_score",
         "certified_radius": "_radius",
+        "certify": "_ldlt",
+        "certify_samples": "_smoothing",
+        "choose_map": "_smoothing",
         "exact_bounds": "_milp",
         "exact_lipschitz": "_exact",
         "expected_tightness": "_tightness",
+        "frame_bounds": "_scattering",
+        "great_score": "_great_score",
+        "great_score_samples": "_great_score",
         "ibp_initialise": "_certified_training",
         "ibp_loss": "_certified_training",
         "ibp_margins": "_certified_training",
         "jacobian_bounds": "_lipschitz",
         "jvp_bounds": "_lipschitz",
+        "lipschitz_bound": "_transformer",
+        "lmi": "_ldlt",
         "load_onnx": "_onnx",
         "local_lipschitz": "_lipschitz",
+        "lvm_maps": "_smoothed_samples",
         "monotone": "_monotone",
+        "normalize_frame": "_scattering",
         "propagation_tightness": "_tightness",
+        "random_filters": "_filters",
         "read_vnnlib": "_vnnlib",
         "register_activation": "_builder",
+        "rms_cap": "_spectral_cap",
+        "rms_muon": "_spectral_cap",
         "robustness_property": "_verify",
         "sabr_loss": "_certified_training",
+        "smooth_certify": "_smoothing",
+        "smooth_samples": "_smoothed_samples",
+        "smoothed_lipschitz": "_smoothing",
+        "spectral_cap": "_spectral_cap",
         "spectral_norm_bound": "_norms",
         "spectral_norm_estimate": "_norms",
+        "spectral_weight_decay": "_spectral_cap",
+        "translation_bound": "_scattering",
         "verify": "_verify",
+        "wavelet_filters": "_filters",
+        "weyl_heisenberg_filters": "_filters",
     },
 )
