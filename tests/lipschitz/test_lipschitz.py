@@ -381,6 +381,21 @@ def test_no_point_of_a_certified_ball_changes_class():
     labels = jnp.argmax(jax.vmap(lambda x: apply(model, x))(points), 1)
     assert bool(jnp.all(labels == label))
     assert float(certified_radius(model, x, 1 - label, 1.0).value) == 0
+    both = jax.vmap(lambda y: certified_radius(model, x, y, 1.0).value)
+    np.testing.assert_allclose(
+        both(jnp.array([label, 1 - label, 7])), [found.value, 0, np.nan], rtol=1e-12
+    )
+
+
+def test_a_tie_hidden_by_rounding_is_no_lead():
+    """One tenth three times is more than three tenths in float64, not in truth."""
+
+    def model(x):
+        return jnp.stack([x[0] + x[0] + x[0], jnp.asarray(0.3, x.dtype)])
+
+    x = jnp.array([0.1])
+    assert model(x)[0] > model(x)[1]
+    assert float(certified_radius(model, x, 0, 1.0).value) == 0
 
 
 def test_the_oracle_counts_cells_and_stops_at_its_budget():

@@ -9,13 +9,12 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..core import Certificate
-from ..core._checks import check_choice, check_finite, check_positive
-from ._forward import FORWARD_METHODS, ForwardMethod
+from ..core._checks import check_choice, check_finite, check_positive, is_traced
+from ._forward import FORWARD_METHODS, ForwardMethod, bounds
 from ._graph import as_callable
 from ._lipschitz import _rows
 from ._sets import Box
@@ -24,7 +23,7 @@ from ._sets import Box
 def certified_radius(
     model: Callable[[Array], Array],
     x: Float[Array, ...],
-    label: int,
+    label: int | Int[Array, ""],
     epsilon_max: float,
     *,
     clip: tuple[float, float] | None = None,
@@ -37,12 +36,15 @@ def certified_radius(
     Within the ball of radius epsilon the lead of `label` over class `j` falls by at
     most `L_j(epsilon) epsilon`, with `L_j` the local Lipschitz constant of the
     difference of the two logits. Every radius that passes is a proof by itself;
-    halving finds a large one. Costs one Jacobian bound a step, compiled once.
+    halving finds a large one. Costs one Jacobian bound a step, compiled once; under
+    `vmap` over inputs and labels all are certified together. The leads at `x` and the
+    ends of the ball are rounded outward too.
 
     Args:
         model: As for `local_lipschitz`; returns logits, one for each class.
         x: The input.
-        label: The class whose lead is certified.
+        label: The class whose lead is certified; one that does not exist gives NaN
+            where it is traced.
         epsilon_max: The largest radius tried, positive, in the units of `x`.
         clip: Smallest and largest value an entry can take.
         forward: How the activations' ranges are bounded.
@@ -78,44 +80,48 @@ def certified_radius(
     check_positive(owner, "epsilon_max", epsilon_max)
     point = Box.linf(x, 0.0)
     classes = math.prod(jax.eval_shape(as_callable(model), point.lower).shape)
-    if classes < 2 or not 0 <= label < classes:
+    traced = is_traced(label)
+    if classes < 2 or not (traced or 0 <= label < classes):
         raise ValueError(
             f"{owner}: `label` must be one of at least two classes "
             f"(got {label} of {classes})."
         )
-    eye = np.eye(classes)
-    rows = jnp.asarray(eye[label] - np.delete(eye, label, 0), point.lower.dtype)
     radius, lead = _bisect(
         model,
         point.lower,
-        rows,
+        jnp.asarray(label),
+        classes,
         epsilon_max,
         clip,
         forward,
         smooth == "linear",
         halvings,
     )
+    leader = "its class" if traced else f"class {label}"
     return Certificate(
         "certified radius",
         radius,
         proof=True,
-        statement=f"class {label} leads at every y with |y - x|_inf <= value"
+        statement=f"{leader} leads at every y with |y - x|_inf <= value"
         + ("" if clip is None else f" and entries in {list(clip)}"),
         details={"lead": lead},
     )
 
 
 @eqx.filter_jit
-def _bisect(model, x, rows, epsilon_max, clip, forward, linear, halvings):
-    leads = rows @ jnp.ravel(as_callable(model)(x))
+def _bisect(model, x, label, classes, epsilon_max, clip, forward, linear, halvings):
+    rows = _differences(label, classes, x.dtype)
+    model = as_callable(model)
+    at_x = bounds(lambda y: rows @ jnp.ravel(model(y)), Box(x, x), method="ibp")
+    leads = jnp.where((label >= 0) & (label < classes), at_x.lower, jnp.nan)
 
     def holds(epsilon):
-        box = Box.linf(x, epsilon, clip=clip)
+        box = _around(x, epsilon, clip)
         _, per_row, *_ = _rows(
             model, box, rows, "crown", "linf", forward, linear, False
         )
         # NaN compares false: what cannot be bounded is not certified.
-        return jnp.all(leads > per_row * epsilon)
+        return jnp.all(leads > per_row * epsilon * (1 + 4 * jnp.finfo(x.dtype).eps))
 
     def halve(_, ends):
         low, high = ends
@@ -126,4 +132,21 @@ def _bisect(model, x, rows, epsilon_max, clip, forward, linear, halvings):
     top = jnp.asarray(epsilon_max, x.dtype)
     low, _ = lax.fori_loop(0, halvings, halve, (jnp.zeros_like(top), top))
     low = jnp.where(holds(top), top, low)
-    return jnp.where(jnp.all(leads > 0), low, 0), jnp.min(leads)
+    lead = jnp.min(leads)
+    return jnp.where(jnp.isnan(lead), jnp.nan, jnp.where(lead > 0, low, 0)), lead
+
+
+def _differences(label, classes, dtype):
+    """The logit of the class less each of the others."""
+    places = jnp.arange(classes)
+    others = jnp.argsort(places == label)[: classes - 1]
+    eye = jnp.eye(classes, dtype=dtype)
+    return eye[label][None] - eye[others]
+
+
+def _around(x, epsilon, clip):
+    """The ball, its ends a unit outward so that no point of it is rounded away."""
+    box = Box.linf(x, epsilon, clip=clip)
+    below, above = (jnp.full_like(x, v) for v in (-jnp.inf, jnp.inf))
+    lower, upper = jnp.nextafter(box.lower, below), jnp.nextafter(box.upper, above)
+    return Box(lower, upper)
