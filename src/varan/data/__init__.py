@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._tabular import standardise as standardise
     from ._text import documentation_sentences as documentation_sentences
     from ._text import token_sequences as token_sequences
+    from ._text_corpus import source_characters as source_characters
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -37,8 +38,9 @@ __getattr__, __dir__, __all__ = _attach(
         "long_tail": "_tabular",
         "mnist1d": "_mnist1d",
         "random_k": "_random_k",
-        "sphere_points": "_point_clouds",
         "sample_images": "_sample_images",
+        "source_characters": "_text_corpus",
+        "sphere_points": "_point_clouds",
         "split": "_tabular",
         "standardise": "_tabular",
         "swiss_roll": "_point_clouds",

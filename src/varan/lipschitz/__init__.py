@@ -40,9 +40,12 @@ if TYPE_CHECKING:
     from ._ldlt import ResidualWeights as ResidualWeights
     from ._ldlt import certify as certify
     from ._ldlt import lmi as lmi
+    from ._linear_fractional import LinearFractional as LinearFractional
     from ._lipschitz import jacobian_bounds as jacobian_bounds
     from ._lipschitz import jvp_bounds as jvp_bounds
     from ._lipschitz import local_lipschitz as local_lipschitz
+    from ._lipsdp import LipSDPResult as LipSDPResult
+    from ._lipsdp import lipsdp as lipsdp
     from ._milp import exact_bounds as exact_bounds
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
@@ -74,19 +77,19 @@ if TYPE_CHECKING:
     from ._smoothing import choose_map as choose_map
     from ._smoothing import smooth_certify as smooth_certify
     from ._smoothing import smoothed_lipschitz as smoothed_lipschitz
+    from ._spectral_cap import rms_cap as rms_cap
+    from ._spectral_cap import rms_muon as rms_muon
+    from ._spectral_cap import spectral_cap as spectral_cap
+    from ._spectral_cap import spectral_weight_decay as spectral_weight_decay
     from ._tightness import expected_tightness as expected_tightness
     from ._tightness import propagation_tightness as propagation_tightness
+    from ._transformer import LipschitzTransformer as LipschitzTransformer
+    from ._transformer import lipschitz_bound as lipschitz_bound
     from ._verify import Verification as Verification
     from ._verify import robustness_property as robustness_property
     from ._verify import verify as verify
     from ._vnnlib import UnsafeCase as UnsafeCase
     from ._vnnlib import read_vnnlib as read_vnnlib
-    from ._spectral_cap import spectral_cap as spectral_cap
-    from ._spectral_cap import spectral_weight_decay as spectral_weight_decay
-    from ._spectral_cap import rms_cap as rms_cap
-    from ._spectral_cap import rms_muon as rms_muon
-    from ._transformer import LipschitzTransformer as LipschitzTransformer
-    from ._transformer import lipschitz_bound as lipschitz_bound
 
 __getattr__, __dir__, __all__ = _attach(
     __name__,
@@ -104,6 +107,8 @@ __getattr__, __dir__, __all__ = _attach(
         "FrameNet": "_scattering",
         "GreatScore": "_great_score",
         "LDLTBlock": "_ldlt",
+        "LinearFractional": "_linear_fractional",
+        "LipSDPResult": "_lipsdp",
         "LipschitzResult": "_result",
         "LipschitzTransformer": "_transformer",
         "Monotonicity": "_monotone",
@@ -139,6 +144,7 @@ __getattr__, __dir__, __all__ = _attach(
         "jvp_bounds": "_lipschitz",
         "lipschitz_bound": "_transformer",
         "lmi": "_ldlt",
+        "lipsdp": "_lipsdp",
         "load_onnx": "_onnx",
         "local_lipschitz": "_lipschitz",
         "lvm_maps": "_smoothed_samples",
