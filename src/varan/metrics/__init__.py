@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ._attacks import fgsm as fgsm
     from ._attacks import pgd as pgd
     from ._attacks import transfer_matrix as transfer_matrix
+    from ._carlini_wagner import MinimalPerturbation as MinimalPerturbation
+    from ._carlini_wagner import carlini_wagner as carlini_wagner
     from ._classification import accuracy as accuracy
     from ._classification import (
         expected_calibration_error as expected_calibration_error,
@@ -32,9 +34,11 @@ __getattr__, __dir__, __all__ = _attach(
     __name__,
     {
         "Interval": "_intervals",
+        "MinimalPerturbation": "_carlini_wagner",
         "Transfer": "_attacks",
         "accuracy": "_classification",
         "bim": "_attacks",
+        "carlini_wagner": "_carlini_wagner",
         "clopper_pearson": "_intervals",
         "empirical_bernstein": "_intervals",
         "expected_calibration_error": "_classification",
