@@ -115,9 +115,7 @@ class FrameModule(eqx.Module):
         """L, the nonlinearity's Lipschitz constant."""
         if self.lipschitz is not None:
             return self.lipschitz
-        return (
-            1.0 if self.nonlinearity == "modulus" else _BY_PARTS[self.nonlinearity][1]
-        )
+        return _CONSTANTS[str(self.nonlinearity)]
 
     @property
     def pooling_constant(self) -> float:
@@ -151,7 +149,7 @@ class FrameModule(eqx.Module):
             return self.nonlinearity(v).astype(v.dtype)
         if self.nonlinearity == "modulus":
             return jnp.abs(v).astype(v.dtype)
-        function = _BY_PARTS[self.nonlinearity]
+        function = _BY_PARTS[str(self.nonlinearity)]
         return lax.complex(function(v.real), function(v.imag))
 
     def _pooled(self, v):
