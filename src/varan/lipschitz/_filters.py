@@ -169,7 +169,9 @@ def random_filters(
 ) -> FilterBank:
     """Normal taps on a small support, as networks start from, and a local mean.
 
-    The bank is no tight frame; `normalize_frame` brings it below a bound.
+    Of variance 1 / (atoms taps), so that the atoms together neither gain nor lose
+    energy on average. The bank is no tight frame; `normalize_frame` brings it below a
+    bound.
 
     Args:
         shape: The grid, one or two lengths.
@@ -196,8 +198,9 @@ def random_filters(
             f"{atoms} and {width})."
         )
     sides = tuple(min(width, side) for side in shape)
-    taps = jax.random.normal(key, (atoms, *sides))
-    mean = jnp.full((1, *sides), 1 / math.prod(sides))
+    size = math.prod(sides)
+    taps = jax.random.normal(key, (atoms, *sides)) / math.sqrt(atoms * size)
+    mean = jnp.full((1, *sides), 1 / size)
     pad = [(0, 0), *((0, side - own) for side, own in zip(shape, sides, strict=True))]
     axes = range(1, len(shape) + 1)
     responses = jnp.fft.fftn(jnp.pad(jnp.concatenate([taps, mean]), pad), axes=axes)
