@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from ._curves import SmoothCurve as SmoothCurve
     from ._exact import ExactLipschitz as ExactLipschitz
     from ._exact import exact_lipschitz as exact_lipschitz
+    from ._expert_rate import ExpertRate as ExpertRate
+    from ._expert_rate import estimate_expert_rate as estimate_expert_rate
+    from ._expert_rate import linear_expert_rate as linear_expert_rate
+    from ._extensions import Kirszbraun as Kirszbraun
+    from ._extensions import McShane as McShane
     from ._filters import FilterBank as FilterBank
     from ._filters import random_filters as random_filters
     from ._filters import wavelet_filters as wavelet_filters
@@ -36,8 +41,10 @@ if TYPE_CHECKING:
     from ._great_score import calibrate_temperature as calibrate_temperature
     from ._great_score import great_score as great_score
     from ._great_score import great_score_samples as great_score_samples
+    from ._imitation import LipschitzPolicy as LipschitzPolicy
+    from ._imitation import lipschitz_policy as lipschitz_policy
     from ._ldlt import LDLTBlock as LDLTBlock
-    from ._ldlt import ResidualWeights as ResidualWeights
+    from ._ldlt import ResidualBlock as ResidualBlock
     from ._ldlt import certify as certify
     from ._ldlt import lmi as lmi
     from ._linear_fractional import LinearFractional as LinearFractional
@@ -101,20 +108,24 @@ __getattr__, __dir__, __all__ = _attach(
         "Box": "_sets",
         "Calibration": "_great_score",
         "ExactLipschitz": "_exact",
+        "ExpertRate": "_expert_rate",
         "FilterBank": "_filters",
         "FrameBounds": "_scattering",
         "FrameModule": "_scattering",
         "FrameNet": "_scattering",
         "GreatScore": "_great_score",
+        "Kirszbraun": "_extensions",
         "LDLTBlock": "_ldlt",
         "LinearFractional": "_linear_fractional",
         "LipSDPResult": "_lipsdp",
+        "LipschitzPolicy": "_imitation",
         "LipschitzResult": "_result",
         "LipschitzTransformer": "_transformer",
+        "McShane": "_extensions",
         "Monotonicity": "_monotone",
         "OnnxNetwork": "_onnx",
         "PiecewiseLinear": "_curves",
-        "ResidualWeights": "_ldlt",
+        "ResidualBlock": "_ldlt",
         "SLL": "_one_lipschitz",
         "SimplexMap": "_smoothed_samples",
         "SmoothCurve": "_curves",
@@ -131,6 +142,7 @@ __getattr__, __dir__, __all__ = _attach(
         "certify": "_ldlt",
         "certify_samples": "_smoothing",
         "choose_map": "_smoothing",
+        "estimate_expert_rate": "_expert_rate",
         "exact_bounds": "_milp",
         "exact_lipschitz": "_exact",
         "expected_tightness": "_tightness",
@@ -142,7 +154,9 @@ __getattr__, __dir__, __all__ = _attach(
         "ibp_margins": "_certified_training",
         "jacobian_bounds": "_lipschitz",
         "jvp_bounds": "_lipschitz",
+        "linear_expert_rate": "_expert_rate",
         "lipschitz_bound": "_transformer",
+        "lipschitz_policy": "_imitation",
         "lmi": "_ldlt",
         "lipsdp": "_lipsdp",
         "load_onnx": "_onnx",
