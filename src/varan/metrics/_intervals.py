@@ -32,8 +32,8 @@ class Interval(NamedTuple):
         (0.49, 0.94)
     """
 
-    low: Float[Array, ...]
-    high: Float[Array, ...]
+    low: Float[Array | np.ndarray, ...]
+    high: Float[Array | np.ndarray, ...]
 
 
 def clopper_pearson(
@@ -45,7 +45,8 @@ def clopper_pearson(
     """The exact interval of a probability, from how often it happened.
 
     Each end leaves out half of what the confidence leaves; a one-sided bound of the
-    same confidence is an end at `2 * confidence - 1`. Computed in float64 on the host.
+    same confidence is an end at `2 * confidence - 1`. Computed on the host and returned
+    as NumPy arrays in float64: rounded to float32 an end might cover less.
 
     Args:
         successes: How often, 0 .. `trials`; any shape.
@@ -83,7 +84,7 @@ def clopper_pearson(
     with np.errstate(invalid="ignore"):  # a degenerate beta is NaN, replaced here
         low = np.where(hits > 0, beta.ppf(tail, hits, total - hits + 1), 0.0)
         high = np.where(hits < total, beta.isf(tail, hits + 1, total - hits), 1.0)
-    return Interval(jnp.asarray(low), jnp.asarray(high))
+    return Interval(low, high)
 
 
 def wilson(
