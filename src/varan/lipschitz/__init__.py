@@ -92,6 +92,10 @@ if TYPE_CHECKING:
     from ._tightness import propagation_tightness as propagation_tightness
     from ._transformer import LipschitzTransformer as LipschitzTransformer
     from ._transformer import lipschitz_bound as lipschitz_bound
+    from ._universal import UniversalPerturbation as UniversalPerturbation
+    from ._universal import aggregate_gradients as aggregate_gradients
+    from ._universal import fooling_rate as fooling_rate
+    from ._universal import universal_perturbation as universal_perturbation
     from ._verify import Verification as Verification
     from ._verify import robustness_property as robustness_property
     from ._verify import verify as verify
@@ -132,10 +136,12 @@ __getattr__, __dir__, __all__ = _attach(
         "SmoothedCertificate": "_smoothing",
         "SmoothedSamples": "_smoothed_samples",
         "SpectralNormLinear": "_one_lipschitz",
+        "UniversalPerturbation": "_universal",
         "UnsafeCase": "_vnnlib",
         "UnsupportedPrimitive": "_nodes",
         "Verification": "_verify",
         "admissible": "_scattering",
+        "aggregate_gradients": "_universal",
         "bounds": "_forward",
         "calibrate_temperature": "_great_score",
         "certified_radius": "_radius",
@@ -147,6 +153,7 @@ __getattr__, __dir__, __all__ = _attach(
         "exact_lipschitz": "_exact",
         "expected_tightness": "_tightness",
         "frame_bounds": "_scattering",
+        "fooling_rate": "_universal",
         "great_score": "_great_score",
         "great_score_samples": "_great_score",
         "ibp_initialise": "_certified_training",
@@ -180,6 +187,7 @@ __getattr__, __dir__, __all__ = _attach(
         "spectral_norm_estimate": "_norms",
         "spectral_weight_decay": "_spectral_cap",
         "translation_bound": "_scattering",
+        "universal_perturbation": "_universal",
         "verify": "_verify",
         "wavelet_filters": "_filters",
         "weyl_heisenberg_filters": "_filters",
