@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ._expert_rate import linear_expert_rate as linear_expert_rate
     from ._extensions import Kirszbraun as Kirszbraun
     from ._extensions import McShane as McShane
+    from ._feature_game import GameNode as GameNode
+    from ._feature_game import GameResult as GameResult
+    from ._feature_game import feature_game as feature_game
     from ._filters import FilterBank as FilterBank
     from ._filters import random_filters as random_filters
     from ._filters import wavelet_filters as wavelet_filters
@@ -41,8 +44,12 @@ if TYPE_CHECKING:
     from ._great_score import calibrate_temperature as calibrate_temperature
     from ._great_score import great_score as great_score
     from ._great_score import great_score_samples as great_score_samples
+    from ._grid_safety import GridSafety as GridSafety
+    from ._grid_safety import grid_safety as grid_safety
     from ._imitation import LipschitzPolicy as LipschitzPolicy
     from ._imitation import lipschitz_policy as lipschitz_policy
+    from ._keypoints import Keypoints as Keypoints
+    from ._keypoints import sift_keypoints as sift_keypoints
     from ._ldlt import LDLTBlock as LDLTBlock
     from ._ldlt import ResidualBlock as ResidualBlock
     from ._ldlt import certify as certify
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from ._lipschitz import local_lipschitz as local_lipschitz
     from ._lipsdp import LipSDPResult as LipSDPResult
     from ._lipsdp import lipsdp as lipsdp
+    from ._lq_vae import LQVAE as LQVAE
     from ._milp import exact_bounds as exact_bounds
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
@@ -117,9 +125,14 @@ __getattr__, __dir__, __all__ = _attach(
         "FrameBounds": "_scattering",
         "FrameModule": "_scattering",
         "FrameNet": "_scattering",
+        "GameNode": "_feature_game",
+        "GameResult": "_feature_game",
         "GreatScore": "_great_score",
+        "GridSafety": "_grid_safety",
+        "Keypoints": "_keypoints",
         "Kirszbraun": "_extensions",
         "LDLTBlock": "_ldlt",
+        "LQVAE": "_lq_vae",
         "LinearFractional": "_linear_fractional",
         "LipSDPResult": "_lipsdp",
         "LipschitzPolicy": "_imitation",
@@ -152,10 +165,12 @@ __getattr__, __dir__, __all__ = _attach(
         "exact_bounds": "_milp",
         "exact_lipschitz": "_exact",
         "expected_tightness": "_tightness",
-        "frame_bounds": "_scattering",
+        "feature_game": "_feature_game",
         "fooling_rate": "_universal",
+        "frame_bounds": "_scattering",
         "great_score": "_great_score",
         "great_score_samples": "_great_score",
+        "grid_safety": "_grid_safety",
         "ibp_initialise": "_certified_training",
         "ibp_loss": "_certified_training",
         "ibp_margins": "_certified_training",
@@ -164,8 +179,8 @@ __getattr__, __dir__, __all__ = _attach(
         "linear_expert_rate": "_expert_rate",
         "lipschitz_bound": "_transformer",
         "lipschitz_policy": "_imitation",
-        "lmi": "_ldlt",
         "lipsdp": "_lipsdp",
+        "lmi": "_ldlt",
         "load_onnx": "_onnx",
         "local_lipschitz": "_lipschitz",
         "lvm_maps": "_smoothed_samples",
@@ -179,6 +194,7 @@ __getattr__, __dir__, __all__ = _attach(
         "rms_muon": "_spectral_cap",
         "robustness_property": "_verify",
         "sabr_loss": "_certified_training",
+        "sift_keypoints": "_keypoints",
         "smooth_certify": "_smoothing",
         "smooth_samples": "_smoothed_samples",
         "smoothed_lipschitz": "_smoothing",

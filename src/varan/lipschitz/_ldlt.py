@@ -23,12 +23,13 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..core import Certificate
-from ..core._checks import check_positive, is_traced
+from ..core._checks import check_finite, check_positive, is_traced
 
 Slopes = tuple[float, float]
 
@@ -39,24 +40,49 @@ _REACH, _SPACING, _SLOPE_TOLERANCE = 16.0, 2.0**-6, 1e-3
 _HIDDEN_SHIFT, _OUTPUT_SHIFT = 1.0, 0.02
 
 
-class ResidualWeights(NamedTuple):
-    """A residual block written out, and the multipliers that prove its constant.
+class ResidualBlock(eqx.Module):
+    """`y = A x + B w_n + b`, `w_0 = x`, `w_i = s(C_i w_{i-1} + b_i)`, written out.
+
+    What `LDLTBlock.explicit` returns: take it to evaluate a trained block many times.
+    Any residual network of this form can be certified by multipliers of one's own.
 
     Args:
         skip: `A`, zero for a feed-forward block.
         hidden: `C_1 ... C_n`.
         output: `B`.
+        biases: `b_1 ... b_n`.
+        bias: `b`.
         multipliers: The diagonals of `Lam_1 ... Lam_n`, positive.
+        lipschitz: The constant that the multipliers are meant to prove.
+        activation: Acts entry by entry.
         slopes: `(m, M)` of the activation.
-        lipschitz: The constant that is to be proved.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.lipschitz import ResidualBlock, certify
+        >>> one = jnp.eye(2)
+        >>> block = ResidualBlock(one, (one,), -one, (jnp.zeros(2),), jnp.zeros(2),
+        ...     (jnp.ones(2),), 1.0, jax.nn.relu, (0.0, 1.0))  # min(x, 0)
+        >>> round(float(certify(block).value), 3)
+        1.0
     """
 
     skip: Float[Array, "out in"]
     hidden: tuple[Float[Array, "width before"], ...]
     output: Float[Array, "out width"]
+    biases: tuple[Float[Array, " width"], ...]
+    bias: Float[Array, " out"]
     multipliers: tuple[Float[Array, " width"], ...]
-    slopes: Slopes
-    lipschitz: float
+    lipschitz: float = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    slopes: Slopes = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        """The output for one input."""
+        w = x
+        for matrix, bias in zip(self.hidden, self.biases, strict=True):
+            w = self.activation(matrix @ w + bias)
+        return self.skip @ x + self.output @ w + self.bias
 
 
 class LDLTBlock(eqx.Module):
@@ -150,15 +176,10 @@ class LDLTBlock(eqx.Module):
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         """The output for one input."""
-        weights = self.weights()
-        w = x
-        for matrix, bias in zip(weights.hidden, self.biases, strict=True):
-            w = self.activation(matrix @ w + bias)
-        y = weights.output @ w + self.bias
-        return y + weights.skip @ x if self.residual else y
+        return self.explicit()(x)
 
-    def weights(self) -> ResidualWeights:
-        """The matrices of the block, from the free ones.
+    def explicit(self) -> ResidualBlock:
+        """The block with its matrices computed from the free ones.
 
         With `D_i = F_i F_i'` the pivots, `K_i` the contractions and `X_i' X_i` the
         inverse of `D_i` between the multipliers' roots: `C_i = sqrt(2) / (M - m)
@@ -197,13 +218,16 @@ class LDLTBlock(eqx.Module):
             last = last - skip @ carried
         else:
             skip = jnp.zeros((len(self.bias), self.in_size), dtype)
-        return ResidualWeights(
+        return ResidualBlock(
             skip,
             tuple(hidden),
             through.transposed_after(last),
+            self.biases,
+            self.bias,
             tuple(jnp.exp(log) for log in self.log_multipliers),
-            self.slopes,
             self.lipschitz,
+            self.activation,
+            self.slopes,
         )
 
 
@@ -235,7 +259,7 @@ class _Contraction(eqx.Module):
 
 
 class _Passage(NamedTuple):
-    """A pivot's factor `F = diag(root) X^{-1}`, X triangular or, at the input, absent."""
+    """A pivot's factor `F = diag(root) X^{-1}`, X triangular; absent at the input."""
 
     inverse: Array | None
     root: Array
@@ -276,7 +300,7 @@ def _symmetric(matrix):
     return (matrix + matrix.T) / 2
 
 
-def lmi(block: LDLTBlock | ResidualWeights) -> Float[np.ndarray, "size size"]:
+def lmi(block: LDLTBlock | ResidualBlock) -> Float[np.ndarray, "size size"]:
     """The matrix whose positive semidefiniteness proves a block's Lipschitz constant.
 
     In double precision whatever the block's, outside of jit. Over `(x, w_1, ..., w_n)`:
@@ -285,13 +309,14 @@ def lmi(block: LDLTBlock | ResidualWeights) -> Float[np.ndarray, "size size"]:
     diagonal before layer i.
 
     Args:
-        block: A block, or the weights of any block with multipliers to prove it by.
+        block: A block, or any written out with multipliers to prove it by.
 
     Returns:
         The symmetric matrix.
 
     Raises:
-        ValueError: If called under a transformation.
+        ValueError: If called under a transformation, or with entries that are not
+            finite.
 
     Example:
         >>> import jax, numpy as np
@@ -304,11 +329,11 @@ def lmi(block: LDLTBlock | ResidualWeights) -> Float[np.ndarray, "size size"]:
         Juston et al., 2025, arXiv:2512.05915; the quadratic constraint of slopes:
         Fazlyab, Robey, Hassani, Morari and Pappas, 2019, arXiv:1906.04893.
     """
-    weights = _written_out("lmi", block)
-    return _inequality(weights, weights.lipschitz**2)
+    explicit = _in_double("lmi", block)
+    return _inequality(explicit, explicit.lipschitz**2)
 
 
-def certify(block: LDLTBlock | ResidualWeights) -> Certificate:
+def certify(block: LDLTBlock | ResidualBlock) -> Certificate:
     """The least Lipschitz constant that a block's own multipliers prove.
 
     Solves the matrix inequality for the constant in double precision, whatever the
@@ -325,7 +350,8 @@ def certify(block: LDLTBlock | ResidualWeights) -> Certificate:
         in, and `min_eigenvalue`, that of `lmi(block)`.
 
     Raises:
-        ValueError: If called under a transformation.
+        ValueError: If called under a transformation, or with entries that are not
+            finite.
 
     Example:
         >>> import jax
@@ -337,79 +363,78 @@ def certify(block: LDLTBlock | ResidualWeights) -> Certificate:
     Source:
         Juston et al., 2025, arXiv:2512.05915.
     """
-    weights = _written_out("certify", block)
-    at_zero = _inequality(weights, 0.0)
-    built_in = _inequality(weights, weights.lipschitz**2)
+    explicit = _in_double("certify", block)
+    at_zero = _inequality(explicit, 0.0)
+    built_in = _inequality(explicit, explicit.lipschitz**2)
     return Certificate(
         "Lipschitz bound",
-        _least_constant(at_zero, weights.skip.shape[1]),
+        _least_constant(at_zero, explicit.skip.shape[1]),
         proof=True,
         statement="|f(x) - f(y)| <= value |x - y| for all x and y, in the l2 norm",
         details={
-            "lipschitz": jnp.asarray(weights.lipschitz),
+            "lipschitz": jnp.asarray(explicit.lipschitz),
             "min_eigenvalue": jnp.asarray(np.linalg.eigvalsh(built_in)[0]),
         },
     )
 
 
-def _written_out(owner, block) -> ResidualWeights:
-    weights = block.weights() if isinstance(block, LDLTBlock) else block
-    if any(is_traced(leaf) for leaf in jax.tree_util.tree_leaves(weights)):
+def _in_double(owner, block) -> ResidualBlock:
+    """The explicit block with double-precision NumPy arrays."""
+    if any(is_traced(leaf) for leaf in jtu.tree_leaves(block)):
         raise ValueError(
             f"{owner}: `block` must hold numbers (got tracers). Call it outside of jit "
             "and vmap."
         )
-
-    def double(array):
-        return np.asarray(array, np.float64)
-
-    return weights._replace(
-        skip=double(weights.skip),
-        hidden=tuple(map(double, weights.hidden)),
-        output=double(weights.output),
-        multipliers=tuple(map(double, weights.multipliers)),
-    )
+    explicit = _explicit(block) if isinstance(block, LDLTBlock) else block
+    for leaf in jtu.tree_leaves(explicit):
+        check_finite(owner, "block", leaf)
+    return jtu.tree_map(lambda leaf: np.asarray(leaf, np.float64), explicit)
 
 
-def _inequality(weights: ResidualWeights, square: float) -> np.ndarray:
-    low, high = weights.slopes
-    sizes = [weights.skip.shape[1], *(len(c) for c in weights.hidden)]
+_explicit = eqx.filter_jit(LDLTBlock.explicit)
+
+
+def _inequality(explicit: ResidualBlock, square: float) -> np.ndarray:
+    low, high = explicit.slopes
+    sizes = [explicit.skip.shape[1], *(len(c) for c in explicit.hidden)]
     ends = np.cumsum([0, *sizes])
     parts = [slice(a, b) for a, b in itertools.pairwise(ends)]
     matrix = np.zeros((ends[-1], ends[-1]))
     matrix[parts[0], parts[0]] = square * np.eye(sizes[0])
-    layers = zip(weights.hidden, weights.multipliers, parts, parts[1:], strict=False)
+    layers = zip(explicit.hidden, explicit.multipliers, parts, parts[1:], strict=False)
     for c, lam, before, after in layers:
         weighted = lam[:, None] * c
         matrix[before, before] += 2 * low * high * c.T @ weighted
         matrix[after, before] = -(low + high) * weighted
         matrix[before, after] = matrix[after, before].T
         matrix[after, after] = 2 * np.diag(lam)
-    both = np.zeros((len(weights.output), ends[-1]))
-    both[:, parts[0]] = weights.skip
-    both[:, parts[-1]] += weights.output
+    both = np.zeros((len(explicit.output), ends[-1]))
+    both[:, parts[0]] = explicit.skip
+    both[:, parts[-1]] += explicit.output
     matrix -= both.T @ both
     return (matrix + matrix.T) / 2
 
 
 def _least_constant(matrix: np.ndarray, inputs: int) -> float:
     """The least L for which L^2 on the inputs' diagonal makes a matrix definite."""
-    size = len(matrix)
-    inner, cross = matrix[inputs:, inputs:], matrix[inputs:, :inputs]
-    # Assembling and factorising err by a small multiple of this in norm.
-    rounding = 8 * size * np.finfo(np.float64).eps
-    if not np.all(np.isfinite(matrix)):
+    diagonal = np.diag(matrix)[inputs:]
+    if np.min(diagonal) <= 0:
         return math.inf
+    # The multipliers' sizes are taken out, which changes no sign.
+    scale = np.concatenate([np.ones(inputs), 1 / np.sqrt(diagonal)])
+    matrix = scale[:, None] * matrix * scale[None]
+    # What assembling and factorising err by, in norm.
+    rounding = 8 * len(matrix) * np.finfo(np.float64).eps
+    inner, cross = matrix[inputs:, inputs:], matrix[inputs:, :inputs]
     if np.linalg.eigvalsh(inner)[0] <= rounding * np.linalg.norm(inner):
         return math.inf
     across = np.linalg.solve(inner, cross)
     schur = cross.T @ across - matrix[:inputs, :inputs]
     square = max(np.linalg.eigvalsh((schur + schur.T) / 2)[-1], 0.0)
-    shifted = matrix.copy()
     widening = 2 * rounding * (1 + np.linalg.norm(across) ** 2)
     for _ in range(64):
         candidate = square + widening * (np.linalg.norm(matrix) + square)
-        shifted[:inputs, :inputs] = matrix[:inputs, :inputs]
+        shifted = matrix.copy()
         shifted[range(inputs), range(inputs)] += candidate
         if np.linalg.eigvalsh(shifted)[0] > rounding * np.linalg.norm(shifted):
             # Rounded up, also in the precision that the certificate keeps.
@@ -427,8 +452,10 @@ def check_slopes(owner: str, activation: Callable, slopes: Slopes) -> None:
             f"{tuple(slopes)})."
         )
     with jax.ensure_compile_time_eval():
-        points = jnp.arange(-_REACH, _REACH + _SPACING, _SPACING)
-        chords = np.diff(np.asarray(activation(points), np.float64)) / _SPACING
+        values = activation(jnp.arange(-_REACH, _REACH + _SPACING, _SPACING))
+    if is_traced(values):  # a custom derivative under vmap
+        return
+    chords = np.diff(np.asarray(values, np.float64)) / _SPACING
     seen = float(chords.min()), float(chords.max())
     if not (seen[0] >= low - _SLOPE_TOLERANCE and seen[1] <= high + _SLOPE_TOLERANCE):
         raise ValueError(

@@ -1,0 +1,109 @@
+"""Layers of norm one: bounds, closed forms, rounding."""
+
+from typing import Any, cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from varan.lipschitz import AOL, SLL, SpectralNormLinear
+
+KEY = jax.random.key(0)
+
+
+@eqx.filter_jit
+def steepest(layer, size):
+    points = 2 * jax.random.normal(jax.random.key(9), (300, size))
+    return jnp.max(
+        jnp.linalg.norm(jax.vmap(jax.jacobian(layer))(points), 2, axis=(1, 2))
+    )
+
+
+class TestSLL:
+    def test_slopes_are_at_most_one_and_reach_it(self):
+        layer = SLL(4, 6, key=KEY)
+        layer = eqx.tree_at(
+            lambda m: m.log_q, layer, jax.random.normal(jax.random.key(1), (6,))
+        )
+        assert 0.9 < steepest(layer, 4) <= 1 + 1e-12
+
+    def test_sums_dominate_the_gram_matrix(self):
+        layer = SLL(4, 6, key=KEY)
+        layer = eqx.tree_at(
+            lambda m: m.log_q, layer, jax.random.normal(jax.random.key(1), (6,))
+        )
+        rest = np.diag(layer.sums()) - layer.weight.T @ layer.weight
+        assert np.linalg.eigvalsh(rest)[0] >= 0
+
+    def test_orthogonal_columns_reflect(self):
+        """With W' W = I and every unit active, x becomes x - 2 W W' x."""
+        weight, _ = jnp.linalg.qr(jax.random.normal(KEY, (4, 2)))
+        layer = eqx.tree_at(
+            lambda m: (m.weight, m.bias),
+            SLL(4, 2, key=KEY),
+            (weight, jnp.full(2, 50.0)),
+        )
+        slope = jax.jacobian(layer)(jnp.ones(4))
+        np.testing.assert_allclose(slope, np.eye(4) - 2 * weight @ weight.T, atol=1e-12)
+
+    def test_zero_columns_do_nothing(self):
+        layer = eqx.tree_at(lambda m: m.weight, SLL(3, 2, key=KEY), jnp.zeros((3, 2)))
+        x = jnp.arange(3.0)
+        np.testing.assert_array_equal(layer(x), x)
+
+
+@pytest.mark.parametrize("make", [AOL, SpectralNormLinear])
+class TestLinear:
+    def test_norm_in_both_precisions(self, make):
+        for double in (True, False):
+            with jax.enable_x64(double):
+                matrix = make(4, 6, key=KEY).matrix()
+                assert np.linalg.norm(np.asarray(matrix, np.float64), 2) <= 1
+
+    def test_orthogonal_weights_are_left_alone(self, make):
+        weight, _ = jnp.linalg.qr(jax.random.normal(KEY, (5, 3)))
+        layer = eqx.tree_at(lambda m: m.weight, make(3, 5, key=KEY), 7 * weight)
+        np.testing.assert_allclose(layer.matrix(), weight, atol=1e-12)
+
+    def test_affine(self, make):
+        layer = eqx.tree_at(lambda m: m.bias, make(3, 2, key=KEY), jnp.ones(2))
+        x = jnp.arange(3.0)
+        np.testing.assert_allclose(layer(x), layer.matrix() @ x + 1)
+
+    def test_zero_weights(self, make):
+        layer = eqx.tree_at(lambda m: m.weight, make(3, 2, key=KEY), jnp.zeros((2, 3)))
+        assert not np.any(layer.matrix())
+
+
+def test_aol_closed_form():
+    weight = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+    layer = eqx.tree_at(lambda m: m.weight, AOL(2, 2, key=KEY), weight)
+    # W'W = [[1, 2], [2, 5]]: sums 3 and 7.
+    np.testing.assert_allclose(
+        layer.matrix(), weight / np.sqrt([[3.0, 7.0]]), rtol=1e-12
+    )
+
+
+def test_gram_bound_stays_close_below_one():
+    layer = SpectralNormLinear(6, 6, method="gram", key=KEY)
+    assert 0.95 < jnp.linalg.norm(layer.matrix(), 2) <= 1
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: SLL(0, 2, key=KEY), "`size` must be at least 1"),
+        (lambda: SLL(2, 2, activation=jnp.abs, key=KEY), r"slopes in \[0, 1\]"),
+        (lambda: AOL(2, 0, key=KEY), "`out_size` must be at least 1"),
+        (lambda: SpectralNormLinear(0, 2, key=KEY), "`in_size` must be at least 1"),
+        (
+            lambda: SpectralNormLinear(2, 2, method=cast("Any", "power"), key=KEY),
+            "`method` must be one of",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
