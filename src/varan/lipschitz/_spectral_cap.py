@@ -250,10 +250,16 @@ def _on_matrices(
                 "`update(gradients, state, params)`."
             )
 
-        def one(step, matrix):
-            return after(matrix, step) - matrix if step.ndim > 1 else step
-
-        return jax.tree.map(one, updates, params), state
+        steps, structure = jax.tree.flatten(updates)
+        matrices = structure.flatten_up_to(params)
+        # Matrices of one shape go together: less to compile, and longer products.
+        for shape in dict.fromkeys(step.shape for step in steps if step.ndim > 1):
+            alike = [i for i, step in enumerate(steps) if step.shape == shape]
+            old = jnp.stack([matrices[i] for i in alike])
+            new = after(old, jnp.stack([steps[i] for i in alike]))
+            for i, change in zip(alike, new - old, strict=True):
+                steps[i] = change
+        return structure.unflatten(steps), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -262,7 +268,8 @@ def _on_matrices(
 
 
 def _soft(matrix, update, limit):
-    reach = jnp.maximum(_bound(matrix), limit) + _bound(update)
+    weight_norm, step_norm = _bound(jnp.stack([matrix, update]))
+    reach = jnp.maximum(weight_norm, limit) + step_norm
 
     def above(carry):
         return jnp.any((carry[1] > limit) & jnp.isfinite(carry[1]))

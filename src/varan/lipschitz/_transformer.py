@@ -92,21 +92,24 @@ class LipschitzTransformer(eqx.Module):
                 f"width {width}, expansion {expansion})."
             )
         size, hidden = width // heads, expansion * width
-        keys = jax.random.split(key, 8)
-
-        def draw(key, out, into, *stack):
-            unit = jax.random.orthogonal(key, out, stack, m=into)
-            return unit * (out / into) ** 0.5
-
-        table = jax.random.normal(keys[0], (words, width))
+        shapes = [
+            (words, width),
+            *[(blocks, heads, size, width)] * 3,
+            (blocks, width, width),
+            (blocks, hidden, width),
+            (blocks, width, hidden),
+            (words, width),
+        ]
+        # One draw for all: what compiles is the generator.
+        sizes = [math.prod(shape) for shape in shapes]
+        normal = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes[:-1]))
+        table, *rest = (
+            part.reshape(shape) for part, shape in zip(normal, shapes, strict=True)
+        )
         self.embedding = table / jnp.sqrt(jnp.mean(table**2, -1, keepdims=True))
-        self.query = draw(keys[1], size, width, blocks, heads)
-        self.key = draw(keys[2], size, width, blocks, heads)
-        self.value = draw(keys[3], size, width, blocks, heads)
-        self.out = draw(keys[4], width, width, blocks)
-        self.up = draw(keys[5], hidden, width, blocks)
-        self.down = draw(keys[6], width, hidden, blocks)
-        self.head = draw(keys[7], words, width)
+        self.query, self.key, self.value, self.out, self.up, self.down, self.head = map(
+            _orthogonal, rest
+        )
 
     def __call__(self, tokens: Int[Array, " time"]) -> Float[Array, "time words"]:
         """The logits of the next token, at every place of one sequence."""
@@ -297,7 +300,7 @@ def _certificate(log, statement, details):
     log = log + 1e-12 * (1 + abs(log)) if math.isfinite(log) else log
     with np.errstate(over="ignore"):
         value = np.exp(np.float64(log))
-    if not jax.config.jax_enable_x64:
+    if jnp.result_type(float) == jnp.float32:
         with np.errstate(over="ignore"):
             value = np.nextafter(np.float32(value), np.float32(np.inf))
     return Certificate(
@@ -322,6 +325,18 @@ def _rms_norms(stack):
         * (1 + 4 * (out + into) * eps)
         * (into / out) ** 0.5
     )
+
+
+def _orthogonal(normal):
+    """Uniformly random orthogonal matrices of RMS norm one, from normal ones."""
+    out, into = normal.shape[-2:]
+    tall = normal if out >= into else jnp.swapaxes(normal, -1, -2)
+    matrix, triangle = jnp.linalg.qr(tall)
+    diagonal = jnp.diagonal(triangle, axis1=-2, axis2=-1)
+    # The sign that the decomposition chooses is not uniform.
+    matrix = matrix * jnp.where(diagonal < 0, -1, 1).astype(matrix.dtype)[..., None, :]
+    matrix = matrix if out >= into else jnp.swapaxes(matrix, -1, -2)
+    return matrix * (out / into) ** 0.5
 
 
 def _attention(x, query, key, value, out):
