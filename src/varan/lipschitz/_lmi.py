@@ -201,7 +201,7 @@ def solve_with_cvxpy(owner: str, problem: Inequality, solver: str, tol: float):
         weights = cvxpy.multiply(problem.forms[:, a, b], problem.ties @ y)
         left, right = problem.rows[:, a], problem.rows[:, b]
         terms.append(left.T @ cvxpy.diag(weights) @ right)
-    slack = sum(terms)
+    slack = sum(terms[1:], terms[0])
     constraints: list[Any] = [(slack + slack.T) / 2 >> 0]
     constraints.append(y[np.flatnonzero(~free)] >= 0)
     cost = np.where(free, 0.0, problem.cost)
