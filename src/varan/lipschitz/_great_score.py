@@ -152,25 +152,17 @@ def great_score(
     outputs = jnp.asarray(predict(x))
     _check_outputs(owner, outputs, y, samples, squash)
     y = y.astype(jnp.int32)
-    scores = _scores(outputs, y, squash, jnp.asarray(temperature, outputs.dtype))
-    reach = _reach(x[:_COMPARED], outputs[:_COMPARED], y[:_COMPARED])
-    _warn_if_refuted(jnp.mean(scores[:_COMPARED]), reach)
-    mean = jnp.mean(scores)
-    low, high = hoeffding(mean, samples, width=_MOST, confidence=1 - delta)
-    interval = Interval(jnp.maximum(low, 0), jnp.minimum(high, _MOST))
+    temperature, delta = (jnp.asarray(v, outputs.dtype) for v in (temperature, delta))
+    scores, mean, interval, reach, refuted = _measure(
+        x, outputs, y, squash, temperature, delta
+    )
+    _warn_if_refuted(refuted, mean, reach)
     radii = certified = None
     if lipschitz is not None:
-        radii = _radii(outputs, y, _constants(owner, lipschitz, outputs))
-        certified = _certify(radii)
-    return GreatScore(
-        mean,
-        interval,
-        scores,
-        reach,
-        _estimate(mean, interval, reach),
-        radii,
-        certified,
-    )
+        radii, least = _radii(outputs, y, _constants(owner, lipschitz, outputs))
+        certified = _certify(least)
+    estimate = _estimate(mean, interval, reach)
+    return GreatScore(mean, interval, scores, reach, estimate, radii, certified)
 
 
 class Calibration(NamedTuple):
@@ -307,13 +299,18 @@ def _leads(outputs, labels):
     return jnp.where(own, jnp.inf, mine - outputs)
 
 
-@partial(jax.jit, static_argnums=2)
-def _scores(outputs, labels, squash, temperature):
-    squashed = _squashed(outputs, squash, temperature)
-    return _MOST * jnp.maximum(jnp.min(_leads(squashed, labels), -1), 0)
+@partial(jax.jit, static_argnums=3)
+def _measure(x, outputs, labels, squash, temperature, delta):
+    leads = jnp.min(_leads(_squashed(outputs, squash, temperature), labels), -1)
+    scores = _MOST * jnp.maximum(leads, 0)
+    mean = jnp.mean(scores)
+    low, high = hoeffding(mean, len(scores), width=_MOST, confidence=1 - delta)
+    interval = Interval(jnp.maximum(low, 0), jnp.minimum(high, _MOST))
+    some = slice(_COMPARED)
+    reach = _reach(x[some], outputs[some], labels[some])
+    return scores, mean, interval, reach, jnp.mean(scores[some]) > reach
 
 
-@jax.jit
 def _reach(x, outputs, labels):
     """The mean distance to the nearest sample of another prediction."""
     flat, predicted = x.reshape(len(x), -1), jnp.argmax(outputs, 1).astype(jnp.int32)
@@ -382,15 +379,15 @@ def _radii(outputs, labels, constants):
     # Each of the few operations rounds by half an eps at most; inward by eight.
     inward = 1 - 8 * jnp.finfo(outputs.dtype).eps
     nearest = jnp.min(_leads(outputs, labels) / constants[labels], 1)
-    return inward * jnp.maximum(nearest, 0)
-
-
-def _certify(radii):
+    radii = inward * jnp.maximum(nearest, 0)
     # Of a sum of n terms: n eps.
-    inward = 1 - len(radii) * jnp.finfo(radii.dtype).eps
+    return radii, (1 - len(radii) * (1 - inward) / 8) * jnp.mean(radii)
+
+
+def _certify(least):
     return Certificate(
         "mean certified l2 radius",
-        inward * jnp.mean(radii),
+        least,
         proof=True,
         statement="the smallest l2 perturbations of the drawn samples have at least "
         "this mean, if `lipschitz` bounds `predict` (whose rounding is not covered)",
@@ -409,8 +406,8 @@ def _estimate(mean, interval, reach):
     )
 
 
-def _warn_if_refuted(mean, reach):
-    if is_traced(mean) or is_traced(reach) or not mean > reach:
+def _warn_if_refuted(refuted, mean, reach):
+    if is_traced(refuted) or not refuted:
         return
     warnings.warn(
         f"great_score: the score {float(mean):.3g} exceeds {float(reach):.3g}, the "
@@ -441,13 +438,15 @@ def _check_outputs(owner, outputs, labels, samples, squash) -> None:
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{owner}: labels must be integers (got {labels.dtype}).")
     if not is_traced(labels):
-        low, high = int(np.min(labels)), int(np.max(labels))
+        numbers = np.asarray(labels)
+        low, high = int(numbers.min()), int(numbers.max())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"{owner}: labels must lie in 0 .. {classes - 1} (got {low} .. {high})."
             )
     if squash is None and not is_traced(outputs):
-        low, high = float(np.min(outputs)), float(np.max(outputs))
+        numbers = np.asarray(outputs)
+        low, high = float(numbers.min()), float(numbers.max())
         if low < 0 or high > 1:
             raise ValueError(
                 f"{owner}: outputs must lie in [0, 1] without `squash` (got "

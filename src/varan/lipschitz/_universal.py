@@ -367,7 +367,8 @@ def _check_samples(owner, x, bounds) -> None:
     check_nonempty(owner, "x", x)
     check_finite(owner, "x", x)
     low, high = bounds
-    least, greatest = float(np.min(x)), float(np.max(x))
+    entries = np.asarray(x)
+    least, greatest = float(entries.min()), float(entries.max())
     if not low < high or least < low or greatest > high:
         raise ValueError(
             f"{owner}: `x` must lie in `bounds` {bounds} (got entries in "

@@ -183,7 +183,8 @@ def _check_bounds(owner, x, bounds):
         raise ValueError(f"{owner}: `bounds` must be (least, greatest) (got {bounds}).")
     if is_traced(x):
         return
-    least, greatest = float(np.min(x)), float(np.max(x))
+    entries = np.asarray(x)
+    least, greatest = float(entries.min()), float(entries.max())
     if least < low or greatest > high:
         raise ValueError(
             f"{owner}: `x` must lie in `bounds` {bounds} (got entries in "
