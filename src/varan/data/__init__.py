@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from .._lazy import attach as _attach
 
 if TYPE_CHECKING:
+    from ._cstr import cstr_sequences as cstr_sequences
+    from ._cstr import cstr_trajectories as cstr_trajectories
     from ._digits import digit_images as digit_images
     from ._mnist1d import mnist1d as mnist1d
     from ._point_clouds import checkerboard as checkerboard
@@ -30,6 +32,8 @@ __getattr__, __dir__, __all__ = _attach(
     {
         "breast_cancer": "_tabular",
         "checkerboard": "_point_clouds",
+        "cstr_sequences": "_cstr",
+        "cstr_trajectories": "_cstr",
         "digit_images": "_digits",
         "documentation_sentences": "_text",
         "eeg": "_series",

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ._great_score import great_score_samples as great_score_samples
     from ._grid_safety import GridSafety as GridSafety
     from ._grid_safety import grid_safety as grid_safety
+    from ._iclrnn import ICLRNN as ICLRNN
+    from ._iclrnn import nonnegative_spectral as nonnegative_spectral
     from ._imitation import LipschitzPolicy as LipschitzPolicy
     from ._imitation import lipschitz_policy as lipschitz_policy
     from ._keypoints import Keypoints as Keypoints
@@ -129,6 +131,7 @@ __getattr__, __dir__, __all__ = _attach(
         "GameResult": "_feature_game",
         "GreatScore": "_great_score",
         "GridSafety": "_grid_safety",
+        "ICLRNN": "_iclrnn",
         "Keypoints": "_keypoints",
         "Kirszbraun": "_extensions",
         "LDLTBlock": "_ldlt",
@@ -185,6 +188,7 @@ __getattr__, __dir__, __all__ = _attach(
         "local_lipschitz": "_lipschitz",
         "lvm_maps": "_smoothed_samples",
         "monotone": "_monotone",
+        "nonnegative_spectral": "_iclrnn",
         "normalize_frame": "_scattering",
         "propagation_tightness": "_tightness",
         "random_filters": "_filters",

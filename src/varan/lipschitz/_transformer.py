@@ -300,12 +300,9 @@ def _certificate(log, statement, details):
     log = log + 1e-12 * (1 + abs(log)) if math.isfinite(log) else log
     with np.errstate(over="ignore"):
         value = np.exp(np.float64(log))
-    if jnp.result_type(float) == jnp.float32:
-        with np.errstate(over="ignore"):
-            value = np.nextafter(np.float32(value), np.float32(np.inf))
     return Certificate(
         "Lipschitz bound",
-        value,
+        round_up(value),
         proof=True,
         statement=statement,
         details={
@@ -313,6 +310,14 @@ def _certificate(log, statement, details):
             for name, number in {**details, "log10": log / math.log(10)}.items()
         },
     )
+
+
+def round_up(value: float) -> np.floating:
+    """A float64 number in the precision at hand, never lower."""
+    if jnp.result_type(float) != jnp.float32:
+        return np.float64(value)
+    with np.errstate(over="ignore"):
+        return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def _rms_norms(stack):
