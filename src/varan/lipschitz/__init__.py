@@ -74,6 +74,14 @@ if TYPE_CHECKING:
     from ._one_lipschitz import SpectralNormLinear as SpectralNormLinear
     from ._onnx import OnnxNetwork as OnnxNetwork
     from ._onnx import load_onnx as load_onnx
+    from ._orthogonal_conv import OrthConv2d as OrthConv2d
+    from ._orthogonal_conv import OrthogonalConvExistence as OrthogonalConvExistence
+    from ._orthogonal_conv import OrthogonalityErrors as OrthogonalityErrors
+    from ._orthogonal_conv import construct_orthogonal_conv as construct_orthogonal_conv
+    from ._orthogonal_conv import conv_singular_values as conv_singular_values
+    from ._orthogonal_conv import orth_conv_loss as orth_conv_loss
+    from ._orthogonal_conv import orthogonal_conv_exists as orthogonal_conv_exists
+    from ._orthogonal_conv import orthogonality_errors as orthogonality_errors
     from ._radius import certified_radius as certified_radius
     from ._result import LipschitzResult as LipschitzResult
     from ._scattering import FrameBounds as FrameBounds
@@ -144,6 +152,9 @@ __getattr__, __dir__, __all__ = _attach(
         "McShane": "_extensions",
         "Monotonicity": "_monotone",
         "OnnxNetwork": "_onnx",
+        "OrthConv2d": "_orthogonal_conv",
+        "OrthogonalConvExistence": "_orthogonal_conv",
+        "OrthogonalityErrors": "_orthogonal_conv",
         "PiecewiseLinear": "_curves",
         "ResidualBlock": "_ldlt",
         "SLL": "_one_lipschitz",
@@ -164,6 +175,8 @@ __getattr__, __dir__, __all__ = _attach(
         "certify": "_ldlt",
         "certify_samples": "_smoothing",
         "choose_map": "_smoothing",
+        "construct_orthogonal_conv": "_orthogonal_conv",
+        "conv_singular_values": "_orthogonal_conv",
         "estimate_expert_rate": "_expert_rate",
         "exact_bounds": "_milp",
         "exact_lipschitz": "_exact",
@@ -190,6 +203,9 @@ __getattr__, __dir__, __all__ = _attach(
         "monotone": "_monotone",
         "nonnegative_spectral": "_iclrnn",
         "normalize_frame": "_scattering",
+        "orth_conv_loss": "_orthogonal_conv",
+        "orthogonal_conv_exists": "_orthogonal_conv",
+        "orthogonality_errors": "_orthogonal_conv",
         "propagation_tightness": "_tightness",
         "random_filters": "_filters",
         "read_vnnlib": "_vnnlib",
