@@ -166,11 +166,13 @@ def smooth_certify(
         )
         maps = (maps[choose_map(seen, n, alpha=alpha, lipschitz=lipschitz)],)
     draws = {"predict": predict, "x": x, "sigma": sigma}
-    chosen_on = smooth_samples(n=few, maps=maps, key=first, **draws)
     samples = smooth_samples(n=n, maps=maps, key=second, **draws)
+    selection = samples
+    if select != "repo":
+        selection = smooth_samples(n=few, maps=maps, key=first, **draws)
     return certify_samples(
         samples,
-        chosen_on,
+        selection,
         alpha=alpha,
         rule="holdout" if select == "global" else select,
         two_sided=two_sided,
