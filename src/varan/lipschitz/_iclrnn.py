@@ -204,8 +204,8 @@ class ICLRNN(eqx.Module):
         # Outward by the float64 rounding of some products of this size.
         slack = 1 + 8 * (horizon + 2) * (layers + 2) * np.finfo(np.float64).eps
         finite = bool(np.all(np.isfinite(through)))
-        every = np.linalg.norm(through, 2) * slack if finite else math.inf
-        last = np.linalg.norm(through[-1]) * slack if finite else math.inf
+        every = float(np.linalg.norm(through, 2)) * slack if finite else math.inf
+        last = float(np.linalg.norm(through[-1])) * slack if finite else math.inf
         statement = "|f(X) - f(Y)| <= value |X - Y| for sequences X, Y of `horizon` "
         statement += "steps, in Frobenius norms"
         if self.convex:
@@ -215,7 +215,7 @@ class ICLRNN(eqx.Module):
             round_up(every),
             proof=True,
             statement=statement,
-            details={"last": round_up(last), "horizon": jnp.asarray(horizon)},
+            details={"last": jnp.asarray(round_up(last))},
         )
 
     def _check(self, horizon, weights):
