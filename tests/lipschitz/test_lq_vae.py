@@ -163,6 +163,15 @@ class TestCertificate:
         assert found.value <= 0.25
         np.testing.assert_allclose(found.details["gap"], 0.5, rtol=1e-4)
 
+    def test_rounding_is_subtracted(self, start):
+        """A mean of float32 that is 0.1 away from the threshold, and 1e4 cancel in."""
+        encode = lambda x: jnp.stack([x[0] - x[1] + x[2], 0 * x[0]])  # noqa: E731
+        model = LQVAE(lambda x: encode(1e4 * x), *[start.decoder_c] * 2)
+        exact = jnp.array([0.3, 0.3, 2e-5])
+        found = model.certify(exact.astype(jnp.float32), 1.0)
+        # Sums of size 1e4 in float32 are wrong by up to 1e-3, three of them.
+        assert 0 < found.details["gap"] < 0.1 - 0.001
+
     def test_at_the_threshold_nothing_is_certified(self, start):
         at = LQVAE(lambda x: jnp.stack([x[0], 0 * x[0]]), *[start.decoder_c] * 2)
         assert at.certify(jnp.array([0.1, 0.0])).value == 0

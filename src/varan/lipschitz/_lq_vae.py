@@ -282,9 +282,11 @@ def _loss(model: LQVAE, x: Array, key: PRNGKeyArray) -> Float[Array, ""]:
 def _certify(model, x, top, norm, forward, halvings):
     mean, _ = model.latents(x)
     rows = jnp.eye(mean.size, 2 * mean.size, dtype=x.dtype)
-    # What intervals over the point alone are wide is rounding. The means here and at
-    # another input, computed by this or another program, are each within it.
-    point = bounds(model.encoder, Box.linf(x, 0.0), method="ibp")
+    # A sum of n terms rounds by n units of its terms' sizes at most. An input wrong by
+    # so much makes every later sum wrong by as much, and intervals carry it on; four
+    # times that is for the means here and at another input, by whatever program.
+    units = x.size * jnp.finfo(x.dtype).eps * jnp.abs(x)
+    point = bounds(model.encoder, Box(x - units, x + units), method="ibp")
     rounding = (point.upper - point.lower)[: mean.size]
     gap = jnp.abs(jnp.abs(mean) - model.q) - 4 * rounding
 
