@@ -23,7 +23,7 @@ from ..core import Certificate
 from ..core._checks import check_finite, check_positive, is_traced
 from ._norms import spectral_norm_bound
 from ._spectral_cap import _on_matrices
-from ._transformer import round_up
+from ._transformer import orthogonal, round_up
 
 # Convex, nondecreasing, with slopes of at most one.
 _ACTIVATIONS = {
@@ -77,9 +77,10 @@ class ICLRNN(eqx.Module):
         Approach for Engineering Tasks", arXiv:2401.07494, section 4.
 
     Differences: Norms are divided by a proved upper bound instead of power iteration's
-        estimate. The convex relative has the same cell, without the further products
-        of the input convex network it is named after, and the Lipschitz relative the
-        same cell with spectral norms, not the skew-symmetric one.
+        estimate. The readout starts normal, not uniform, of Glorot's size. The convex
+        relative has the same cell, without the further products of the input convex
+        network it is named after, and the Lipschitz relative the same cell with
+        spectral norms, not the skew-symmetric one.
     """
 
     kernels: tuple[Float[Array, "hidden inputs"], ...]
@@ -114,16 +115,17 @@ class ICLRNN(eqx.Module):
                 f"{', '.join(map(repr, _ACTIVATIONS))} (got {activation!r})."
             )
         self.convex, self.lipschitz, self.activation = convex, lipschitz, activation
-        width = 2 * inputs if convex else inputs
-        keys = jax.random.split(key, 3)
-        first = 0.01 * jax.random.normal(keys[0], (hidden, width))
-        later = 0.01 * jax.random.normal(keys[1], (layers - 1, hidden, hidden))
-        glorot = math.sqrt(6 / (hidden + outputs))
-        kernels = (first, *later)
-        recurrents = (*(0.1 * jax.random.orthogonal(keys[2], hidden, (layers,))),)
-        readout = jax.random.uniform(
-            jax.random.fold_in(key, 3), (outputs, hidden), minval=-glorot, maxval=glorot
-        )
+        shapes = [(hidden, 2 * inputs if convex else inputs)]
+        shapes += [(hidden, hidden)] * (2 * layers - 1) + [(outputs, hidden)]
+        # One draw for all: what compiles is the generator.
+        sizes = [math.prod(shape) for shape in shapes]
+        normal = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes[:-1]))
+        drawn = [
+            part.reshape(shape) for part, shape in zip(normal, shapes, strict=True)
+        ]
+        kernels = [0.01 * matrix for matrix in drawn[:layers]]
+        recurrents = [0.1 * orthogonal(matrix) for matrix in drawn[layers:-1]]
+        readout = math.sqrt(2 / (hidden + outputs)) * drawn[-1]
         self.kernels = tuple(map(self._projected, kernels))
         self.recurrents = tuple(map(self._projected, recurrents))
         self.readout = self._projected(readout)

@@ -108,7 +108,7 @@ class LipschitzTransformer(eqx.Module):
         )
         self.embedding = table / jnp.sqrt(jnp.mean(table**2, -1, keepdims=True))
         self.query, self.key, self.value, self.out, self.up, self.down, self.head = map(
-            _orthogonal, rest
+            orthogonal, rest
         )
 
     def __call__(self, tokens: Int[Array, " time"]) -> Float[Array, "time words"]:
@@ -332,7 +332,9 @@ def _rms_norms(stack):
     )
 
 
-def _orthogonal(normal):
+def orthogonal(
+    normal: Float[Array, "*stack out into"],
+) -> Float[Array, "*stack out into"]:
     """Uniformly random orthogonal matrices of RMS norm one, from normal ones."""
     out, into = normal.shape[-2:]
     tall = normal if out >= into else jnp.swapaxes(normal, -1, -2)

@@ -52,7 +52,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     ).reshape(-1, _BATCH)
     errors, chosen = {}, {}
     for name in scale["models"]:  # the first is ours
-        start = make(name, scale["hidden"], jax.random.key(seed))
+        start = eqx.filter_jit(make)(name, scale["hidden"], jax.random.key(seed))
         runs, found = trained(start, train[0], noisy[0], batches, valid[0], noisy[1])
         best = np.argmin(found, 0)
         chosen[name] = [
@@ -61,7 +61,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
         ]
         errors[name] = [float(mean_square(net, *test)) for net in chosen[name]]
     sizes = [
-        flops(make(name, scale["hidden"], jax.random.key(0)))
+        flops(eqx.filter_eval_shape(make, name, scale["hidden"], jax.random.key(0)))
         for name in ("iclrnn", "lstm")
     ]
     numbers = {"flops_over_lstm": sizes[0] / sizes[1]}
