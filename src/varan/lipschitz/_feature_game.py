@@ -132,8 +132,8 @@ def feature_game(
             the mean reward; `"repo_ucb"` draws as the authors' code does, from shares
             of the features that drops of confidence raise.
         max_distance: Beyond it the game is lost.
-        backtrack: Changed pixels that are taken back together, halved until single
-            ones, whenever a new best image is found; 0 for never.
+        backtrack: Changed pixels of a misclassified image that are taken back together
+            where it stays so, halved until single ones; 0 for never.
         label: The image's class; the predicted one by default.
         key: Randomness.
 
@@ -329,7 +329,10 @@ class _Game:
         option, pixel, weights = option[drawn], pixel[drawn], weights[drawn]
         images = np.repeat(node.image[None], len(option), 0)
         images[np.arange(len(option)), pixel] = options[option, pixel]
-        margins = self.examine(images)
+        margins = self.queries(images)
+        lost = np.where(margins < 0, self.measure(images), math.inf)
+        if np.min(lost, initial=math.inf) < self.distance:
+            self.keep(images[int(np.argmin(lost))])
         order = np.argsort(-margins if self.player2 == "adversarial" else margins)
         moves = np.column_stack([option, pixel])
         return _Choice(moves[order], weights[order], margins[order])
@@ -351,12 +354,14 @@ class _Game:
         for _ in range(0, _PASSES * size, min(size, BATCH)):
             met = self.wander(image, min(size, BATCH))
             if len(met):
-                margins, distances = self.examine(met), self.measure(met)
+                margins, distances = self.queries(met), self.measure(met)
                 ends = (margins < 0) | (distances > self.max_distance)
                 if ends.any():
                     end = int(np.argmax(ends))
-                    inside = distances[end] <= self.max_distance
-                    return 1 / distances[end] if inside else 0.0
+                    if distances[end] > self.max_distance:
+                        return 0.0
+                    self.keep(met[end])
+                    return 1 / distances[end]
             elif not self.legal(image, self.options(image)).any():
                 break
         return 0.0
@@ -388,18 +393,12 @@ class _Game:
 
     # What was found ---------------------------------------------------------------
 
-    def examine(self, images: np.ndarray) -> np.ndarray:
-        """Leads of the class, negative where it is lost; keeps the closest image."""
-        margins = self.queries(images)
-        lost = np.flatnonzero(margins < 0)
-        if len(lost):
-            distances = self.measure(images[lost])
-            nearest = int(np.argmin(distances))
-            nearer = distances[nearest] < self.distance
-            if nearer and distances[nearest] <= self.max_distance:
-                self.distance = float(distances[nearest])
-                self.best = self.taken_back(images[lost[nearest]].copy())
-        return margins
+    def keep(self, image: np.ndarray) -> None:
+        """Remembers a misclassified image, as far as it is needed, if it is closest."""
+        image = self.taken_back(image.copy())
+        distance = float(self.measure(image[None])[0])
+        if distance < self.distance and distance <= self.max_distance:
+            self.best, self.distance = image, distance
 
     def taken_back(self, best: np.ndarray) -> np.ndarray:
         """A misclassified image without the changes that it does not need."""
@@ -414,7 +413,6 @@ class _Game:
             lost = np.where(self.queries(images) < 0, self.measure(images), math.inf)
             if np.isfinite(lost).any():
                 best = images[int(np.argmin(lost))].copy()
-                self.distance = float(np.min(lost))
             else:
                 size //= 2
         return best
