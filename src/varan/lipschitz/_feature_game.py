@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,7 +24,14 @@ from ..core._checks import (
     check_nonempty,
     check_positive,
 )
-from ._game_images import BATCH, Manipulation, Queries, as_options, saliency
+from ._game_images import (
+    BATCH,
+    Manipulation,
+    Options,
+    Queries,
+    as_options,
+    saliency,
+)
 from ._keypoints import Keypoints, sift_keypoints
 
 Player = Literal["cooperative", "adversarial", "random"]
@@ -204,31 +212,28 @@ def feature_game(
     return game.play(budget, image.shape, bool(len(points.size)))
 
 
+@dataclass
 class _Game:
     """One game: its rules, its tree's policy, and the best image so far."""
 
-    def __init__(
-        self,
-        queries,
-        pixels,
-        options,
-        shares,
-        densities,
-        player2,
-        norm,
-        selection,
-        max_distance,
-        backtrack,
-        rng,
-    ):
-        self.queries, self.pixels, self.options = queries, pixels, options
-        self.shares, self.densities = shares, densities
-        self.mixture = np.cumsum(shares @ densities)
-        self.player2, self.norm, self.selection = player2, norm, selection
-        self.max_distance, self.backtrack, self.rng = max_distance, backtrack, rng
-        self.best: np.ndarray | None = None
-        self.distance = math.inf
-        self.low, self.high = math.inf, -math.inf  # rewards so far
+    queries: Queries
+    pixels: np.ndarray  # of the image, (pixels, channels)
+    options: Options
+    shares: np.ndarray  # of the features in the saliency
+    densities: np.ndarray  # of each feature over the pixels
+    player2: Player
+    norm: str
+    selection: Selection
+    max_distance: float
+    backtrack: int
+    rng: np.random.Generator
+    best: np.ndarray | None = None
+    distance: float = math.inf
+    low: float = math.inf  # rewards so far
+    high: float = -math.inf
+
+    def __post_init__(self):
+        self.mixture = np.cumsum(self.shares @ self.densities)
 
     def play(self, budget: int, shape, salient: bool) -> GameResult:
         """All simulations, and what came of them."""
