@@ -192,10 +192,10 @@ class TestAggregateGradients:
     def test_edges(self):
         with pytest.raises(ValueError, match="`steps` must be at least 1"):
             aggregate_gradients(optax.sgd(0.1), 0)
-        with pytest.raises(ValueError, match="needs `params`"):
-            aggregate_gradients(optax.sgd(0.1), 1).update(
-                None, optax.EmptyState(), grad_fn=lambda p, j: p
-            )
+        ahead = aggregate_gradients(optax.sgd(0.1), 1)
+        for missing in ({"params": X}, {"grad_fn": lambda p, j: p}):
+            with pytest.raises(ValueError, match="needs `params` and `grad_fn"):
+                ahead.update(X, optax.EmptyState(), **missing)
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,8 @@ def great_score(
     outputs = jnp.asarray(predict(x))
     _check_outputs(owner, outputs, y, samples, squash)
     y = y.astype(jnp.int32)
-    temperature, delta = (jnp.asarray(v, outputs.dtype) for v in (temperature, delta))
-    scores, mean, interval, reach, refuted = _measure(
-        x, outputs, y, squash, temperature, delta
-    )
+    numbers = [jnp.asarray(v, outputs.dtype) for v in (temperature, delta)]
+    scores, mean, interval, reach, refuted = _measure(x, outputs, y, squash, *numbers)
     _warn_if_refuted(refuted, mean, reach)
     radii = certified = None
     if lipschitz is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -62,7 +62,7 @@ def aggregate_gradients(
         the gradient of the search's j-th batch.
 
     Raises:
-        ValueError: If `steps` is below 1, or `update` has no parameters.
+        ValueError: If `steps` is below 1, or `update` gets no parameters or `grad_fn`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -86,10 +86,14 @@ def aggregate_gradients(
         del params
         return optax.EmptyState()
 
-    def update(updates, state, params=None, *, grad_fn, **extra):
-        del updates, extra
-        if params is None:
-            raise ValueError("aggregate_gradients: `update` needs `params` (got None).")
+    def update(updates, state, params=None, **extra):
+        del updates
+        grad_fn = extra.get("grad_fn")
+        if params is None or grad_fn is None:
+            raise ValueError(
+                "aggregate_gradients: `update` needs `params` and `grad_fn(params, j)` "
+                "(got none). Pass both."
+            )
 
         def one_step(carry, j):
             here, inner, total = carry
@@ -279,13 +283,14 @@ def fooling_rate(
     if not bool(finite):
         raise ValueError(f"{owner}: logits must be finite. Check the classifier.")
     interval = clopper_pearson(int(changed), len(x), confidence=confidence)
+    details: dict[str, Any] = {"low": interval.low, "high": interval.high}
     return Certificate(
         "fooling rate",
         changed.astype(x.dtype) / len(x),
         proof=True,
         statement="`delta` changes the prediction of this share of the samples; the "
         "worst perturbation of its size changes at least as many",
-        details={"low": interval.low, "high": interval.high},
+        details=details,
     )
 
 
