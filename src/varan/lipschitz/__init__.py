@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from ._lipschitz import local_lipschitz as local_lipschitz
     from ._lipsdp import LipSDPResult as LipSDPResult
     from ._lipsdp import lipsdp as lipsdp
+    from ._lowrank_sdp import SDPResult as SDPResult
+    from ._lowrank_sdp import lowrank_sdp as lowrank_sdp
     from ._lq_vae import LQVAE as LQVAE
     from ._milp import exact_bounds as exact_bounds
     from ._monotone import Monotonicity as Monotonicity
@@ -156,6 +158,7 @@ __getattr__, __dir__, __all__ = _attach(
         "OrthogonalConvExistence": "_orthogonal_conv",
         "OrthogonalityErrors": "_orthogonal_conv",
         "PiecewiseLinear": "_curves",
+        "SDPResult": "_lowrank_sdp",
         "ResidualBlock": "_ldlt",
         "SLL": "_one_lipschitz",
         "SimplexMap": "_smoothed_samples",
@@ -198,6 +201,7 @@ __getattr__, __dir__, __all__ = _attach(
         "lipsdp": "_lipsdp",
         "lmi": "_ldlt",
         "load_onnx": "_onnx",
+        "lowrank_sdp": "_lowrank_sdp",
         "local_lipschitz": "_lipschitz",
         "lvm_maps": "_smoothed_samples",
         "monotone": "_monotone",
