@@ -167,7 +167,7 @@ def feature_game(
 
     Source:
         Wicker, Huang, Kwiatkowska (2018), "Feature-Guided Black-Box Safety Testing of
-        Deep Neural Networks", TACAS, arXiv:1710.07859, sections 3 to 5.
+        Deep Neural Networks", TACAS, arXiv:1710.07859.
 
     Differences:
         UCT in place of the authors' rule, which stays by name and lacks the usual form.

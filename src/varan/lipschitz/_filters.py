@@ -149,7 +149,7 @@ def weyl_heisenberg_filters(shape: tuple[int, ...], bands: int) -> FilterBank:
 
     Source:
         The Weyl-Heisenberg frames of Wiatowski, Boelcskei (2018), arXiv:1512.06293,
-        appendix B, with a cosine window.
+        with a cosine window.
     """
     _check_grid("weyl_heisenberg_filters", shape)
     if bands < 2:

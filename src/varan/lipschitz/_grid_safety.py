@@ -81,7 +81,8 @@ def grid_safety(
 
     Returns:
         The decision; its certificate is a proof when the constants were proved here,
-        and an estimate when they were given.
+        and an estimate when they were given. Rounding of the evaluations is allowed for
+        by 64 units of the largest logit.
 
     Raises:
         ValueError: A radius that is not positive, negative or non-finite constants or
@@ -96,8 +97,8 @@ def grid_safety(
         ['proof', 'counterexample']
 
     Source:
-        Wicker, Huang, Kwiatkowska (2018), arXiv:1710.07859, section 4.3 on safety
-        guarantees.
+        Wicker, Huang, Kwiatkowska (2018), arXiv:1710.07859, on safety guarantees for
+        Lipschitz networks.
 
     Differences:
         The grid is refined where it is needed instead of having the step 1 / h

@@ -173,8 +173,8 @@ class FrameNet(eqx.Module):
     Layer n's features are what the output atom of module n makes of all signals that
     the modules before it have produced, one for each path of atoms: with `a` atoms a
     module there are `a^n` of them, on a grid that is smaller by the product of the
-    pooling factors. The cost is that of the FFTs of all paths. Linear in nothing, but
-    differentiable in signals and filters almost everywhere.
+    pooling factors. The cost is that of the FFTs of all paths. Differentiable in signals
+    and filters almost everywhere.
 
     Args:
         modules: One for each layer 0 .. depth; of the last one only the output atom is
@@ -197,7 +197,7 @@ class FrameNet(eqx.Module):
     Source:
         Wiatowski, Boelcskei (2018), "A Mathematical Theory of Deep Convolutional Neural
         Networks for Feature Extraction", IEEE Transactions on Information Theory 64,
-        arXiv:1512.06293, definitions 1 to 4.
+        arXiv:1512.06293: module-sequences and their feature extractor.
 
     Differences:
         Periodic signals on a grid in place of square-integrable functions. On the grid
@@ -361,7 +361,7 @@ def frame_bounds(filters: FilterBank) -> FrameBounds:
         [3.0, 3.0]
 
     Source:
-        Wiatowski, Boelcskei (2018), arXiv:1512.06293, proposition 2.
+        Wiatowski, Boelcskei (2018), arXiv:1512.06293, on semi-discrete frames.
     """
     return FrameBounds(*_extremes(filters))
 
@@ -395,7 +395,7 @@ def normalize_frame(filters: FilterBank, bound: float = 1.0) -> FilterBank:
         True
 
     Source:
-        Wiatowski, Boelcskei (2018), arXiv:1512.06293, section III on admissibility.
+        Wiatowski, Boelcskei (2018), arXiv:1512.06293, on admissibility by scaling.
     """
     check_positive("normalize_frame", "bound", bound)
     upper = frame_bounds(filters).upper
@@ -429,8 +429,8 @@ def admissible(net: FrameNet) -> Certificate:
         (2.0, False)
 
     Source:
-        Wiatowski, Boelcskei (2018), arXiv:1512.06293, definition 4 and the proof of
-        theorem 2 in appendix F.
+        Wiatowski, Boelcskei (2018), arXiv:1512.06293, the condition of admissibility
+        and what the proof of deformation stability draws from it.
     """
     products = [_growth(m) * frame_bounds(m.filters).upper for m in net.modules]
     return Certificate(
@@ -474,7 +474,8 @@ def translation_bound(
         [True, True]
 
     Source:
-        Wiatowski, Boelcskei (2018), arXiv:1512.06293, theorem 1.
+        Wiatowski, Boelcskei (2018), arXiv:1512.06293, theorem 1 on vertical
+        translation invariance.
     """
     owner = "translation_bound"
     if not 0 <= layer <= net.depth:
