@@ -284,14 +284,25 @@ def test_dtype_follows_the_signal():
     assert one(np.ones(N, int))[0].dtype == np.complex128
 
 
-def test_own_nonlinearity_is_an_estimate():
+def test_own_nonlinearity_is_an_estimate_and_compiles_once():
+    traces = []
+
     def soft(v):
+        traces.append(v.shape)
         return v / (1 + jnp.abs(v)).astype(v.dtype)
 
     one = FrameNet.repeat(
         lambda s: family("meyer", s), (N,), depth=1, nonlinearity=soft, lipschitz=1.0
     )
     assert admissible(one).met and not admissible(one).proof
+    f, h = signals(7, 2, N)
+    one(f)
+    traced = len(traces)
+    smaller = jax.tree.map(lambda a: a / 2, one)
+    assert norm(smaller(h)) < norm(one(h)) and len(traces) == traced
+    together = jax.vmap(one)(jnp.asarray([f, h]))
+    for layer, alone in zip(together, one(h), strict=True):
+        np.testing.assert_allclose(layer[1], alone, atol=1e-12)
     assert not translation_bound(one, 1, 1).proof
 
 

@@ -173,8 +173,8 @@ class FrameNet(eqx.Module):
     Layer n's features are what the output atom of module n makes of all signals that
     the modules before it have produced, one for each path of atoms: with `a` atoms a
     module there are `a^n` of them, on a grid that is smaller by the product of the
-    pooling factors. The cost is that of the FFTs of all paths. Differentiable in signals
-    and filters almost everywhere.
+    pooling factors. The cost is that of the FFTs of all paths. Differentiable in
+    signals and filters almost everywhere.
 
     Args:
         modules: One for each layer 0 .. depth; of the last one only the output atom is
