@@ -19,6 +19,7 @@ Cost: one encoder and one decoder an input.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import equinox as eqx
@@ -193,7 +194,7 @@ class LQVAE(eqx.Module):
         check_nonempty("LQVAE.fit", "x", x)
         _check_range("LQVAE.fit", x)
         check_positive("LQVAE.fit", "stepsize", stepsize)
-        optimiser = optax.rmsprop(optax.exponential_decay(stepsize, _EVERY, _FALL))
+        optimiser = _optimiser(float(stepsize))
         state = start_training(self, optimiser, key=key)
         state, losses = train_epochs(
             state, _loss, x, optimiser, epochs=epochs, batch_size=batch_size
@@ -255,6 +256,12 @@ class LQVAE(eqx.Module):
     def _draw(self, mean, log_variance, key):
         noise = jax.random.normal(key, mean.shape, mean.dtype)
         return mean + _SHARE * self.q * jnp.exp(log_variance / 2) * noise
+
+
+@cache
+def _optimiser(stepsize: float) -> optax.GradientTransformation:
+    """The same object for the same stepsize, so that a second fit compiles nothing."""
+    return optax.rmsprop(optax.exponential_decay(stepsize, _EVERY, _FALL))
 
 
 def _loss(model: LQVAE, x: Array, key: PRNGKeyArray) -> Float[Array, ""]:

@@ -36,6 +36,7 @@ from varan.train import start_training, train_epochs
 _INPUTS, _CLASSES, _TEST, _LATENTS = 64, 10, 360, 32
 _BATCH, _RATE, _WEIGHT, _RANGE = 64, 3e-4, 10.0, (-1.0, 1.0)
 _ADAM = optax.adam(1e-3)
+_RMSPROP = optax.rmsprop(optax.exponential_decay(_RATE, 10_000, 0.98))
 _GENTLE = 10.0  # gain of soft bits whose gradient does not vanish
 
 
@@ -166,9 +167,17 @@ def train_filters(scale, x, key):
 
 
 def train_plain(net, x, epochs, key):
+    """RMSProp on what `plain_loss` says."""
+    state = start_training(net, _RMSPROP, key=key)
+    return train_epochs(
+        state, plain_loss, x, _RMSPROP, epochs=epochs, batch_size=_BATCH
+    )[0].model
+
+
+def plain_loss(net, batch, key):
     """Ten times the squared error, and for the variational one the divergence."""
 
-    def one(net, x, key):
+    def one(x, key):
         mean, log_variance = jnp.split(net.encoder(x), 2)
         noise = jax.random.normal(key, mean.shape)
         z = mean + jnp.exp(log_variance / 2) * noise if net.variational else mean
@@ -176,15 +185,7 @@ def train_plain(net, x, epochs, key):
         divergence = (mean**2 + jnp.exp(log_variance) - log_variance - 1) / 2
         return error + (jnp.mean(divergence) if net.variational else 0)
 
-    def loss(net, batch, key):
-        keys = jax.random.split(key, len(batch))
-        return jnp.mean(jax.vmap(partial(one, net))(batch, keys))
-
-    optimiser = optax.rmsprop(optax.exponential_decay(_RATE, 10_000, 0.98))
-    state = start_training(net, optimiser, key=key)
-    return train_epochs(state, loss, x, optimiser, epochs=epochs, batch_size=_BATCH)[
-        0
-    ].model
+    return jnp.mean(jax.vmap(one)(batch, jax.random.split(key, len(batch))))
 
 
 # Attacks ---------------------------------------------------------------------------

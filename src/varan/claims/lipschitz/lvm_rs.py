@@ -42,6 +42,7 @@ from varan.train import start_training, train_epochs
 
 _INPUTS, _WIDTH, _CLASSES = 64, 128, 10
 _TEST, _VALIDATION, _BATCH, _RATE = 360, 140, 64, 1e-3
+_ADAM = optax.adam(_RATE)
 _SOUND = ("one-sided", "two-sided", "global", "holdout", "bonferroni")
 
 
@@ -135,20 +136,19 @@ def certified_accuracy(rule, radii, sigma) -> Curve:
 
 def train_in_noise(data, sigma, epochs, key):
     """A perceptron, by Adam on the cross entropy of noisy inputs."""
-
-    def loss(net, batch, key):
-        noisy = batch[0] + sigma * jax.random.normal(key, batch[0].shape)
-        logits = jax.vmap(net)(noisy)
-        return jnp.mean(
-            optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-        )
-
-    optimiser = optax.adam(_RATE)
     net = eqx.nn.MLP(_INPUTS, _CLASSES, _WIDTH, 1, key=key)
-    state = start_training(net, optimiser, key=key)
-    return train_epochs(state, loss, data, optimiser, epochs=epochs, batch_size=_BATCH)[
-        0
-    ].model
+    state = start_training(net, _ADAM, key=key)
+    # The noise's size travels with the samples, so that another one compiles nothing.
+    noisy = (*data, jnp.full(len(data[0]), sigma, data[0].dtype))
+    return train_epochs(
+        state, noisy_loss, noisy, _ADAM, epochs=epochs, batch_size=_BATCH
+    )[0].model
+
+
+def noisy_loss(net, batch, key):
+    x, y, sigma = batch
+    logits = jax.vmap(net)(x + sigma[:, None] * jax.random.normal(key, x.shape))
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
 
 
 # The two radii ---------------------------------------------------------------------
@@ -200,11 +200,10 @@ def violations(scale, key) -> dict[str, float]:
     x = jnp.full((repeats, 1), margin)
     one, two, three = jax.random.split(key, 3)
     settings = {"sigma": sigma, "maps": maps}
-    net = lambda x: jnp.stack([x[0], -x[0]])  # noqa: E731
-    validation = smooth_samples(net, x[:20], n=50, key=one, **settings)
+    validation = smooth_samples(two_classes, x[:20], n=50, key=one, **settings)
     place = choose_map(validation, 200, alpha=scale["alpha_toy"])
-    samples = smooth_samples(net, x, n=200, key=two, **settings)
-    selection = smooth_samples(net, x, n=50, key=three, **settings)
+    samples = smooth_samples(two_classes, x, n=200, key=two, **settings)
+    selection = smooth_samples(two_classes, x, n=50, key=three, **settings)
     noise = np.linspace(-9, 9, 200_001)
     weights = np.exp(-(noise**2) / 2) * (noise[1] - noise[0]) / math.sqrt(2 * math.pi)
     lead = margin + sigma * noise
@@ -218,6 +217,10 @@ def violations(scale, key) -> dict[str, float]:
         wrong = (one.radii > limits) | (one.labels == 1)
         rates[rule] = float(np.mean(wrong))
     return rates
+
+
+def two_classes(x):
+    return jnp.stack([x[0], -x[0]])
 
 
 def score(one: SimplexMap, lead: np.ndarray) -> np.ndarray:
