@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from varan.lipschitz import (
     Box,
@@ -149,6 +150,27 @@ class TestExactBounds:
         exact, lipschitz = exact_bounds(net, box), local_lipschitz(net, box, samples=0)
         reach = jnp.max(exact.upper - exact.lower)
         assert reach <= lipschitz.bound * 2 * 0.5 * (1 + 1e-6)
+
+    def test_what_is_not_solved_is_infinite(self, monkeypatch):
+        """Out of time, or an error that remains without presolving."""
+        solve, asked, statuses = scipy.optimize.milp, [], {True: 4, False: 0}
+
+        def failing(*args, options, **rest):
+            asked.append(options["presolve"])
+            found = solve(*args, options=options, **rest)
+            found.status = statuses[options["presolve"]]
+            return found
+
+        net, box = lambda x: jax.nn.relu(x) @ jnp.ones(3), Box.linf(X, 0.5)
+        exact = exact_bounds(net, box)
+        monkeypatch.setattr(scipy.optimize, "milp", failing)
+        np.testing.assert_allclose(exact_bounds(net, box).upper, exact.upper)
+        assert asked == [True, False] * 2
+        for changed in ({False: 4}, {True: 1, False: 0}):
+            statuses.update(changed)
+            found = exact_bounds(net, box)
+            assert np.all(np.isneginf(found.lower)) and np.all(np.isposinf(found.upper))
+        assert np.all(np.isnan(propagation_tightness(net, X, 0.5, mode="true")))
 
     def test_smooth_activation_is_refused(self):
         with pytest.raises(ValueError, match="convex and piecewise linear"):

@@ -42,7 +42,7 @@ def exact_bounds(
         time_limit: Seconds for each program.
 
     Returns:
-        A box with one entry a row; NaN where a program was not solved in time.
+        A box with one entry a row; infinite where a program was not solved in time.
 
     Raises:
         ValueError: A smooth or concave activation, an infinite box, a `time_limit`
@@ -78,6 +78,9 @@ def exact_bounds(
     ends = [program.extremes(row @ matrix, time_limit) for row in c]
     low, high = (np.array(side) + c @ offset for side in zip(*ends, strict=True))
     return Box(*(jnp.asarray(side, box.lower.dtype) for side in (low, high)))
+
+
+_SOLVE_ERROR = 4  # of SciPy's `milp`
 
 
 class _Program:
@@ -145,23 +148,32 @@ class _Program:
         self.ends.append((lower, upper))
 
     def extremes(self, objective: np.ndarray, seconds: float) -> tuple[float, float]:
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint
 
         constraints = None
         if self.rows:
             lower, upper = (np.concatenate(e) for e in zip(*self.ends, strict=True))
             constraints = LinearConstraint(np.concatenate(self.rows), lower, upper)
-        values = []
-        for sign in (1.0, -1.0):
-            found = milp(
-                sign * objective,
-                integrality=self.integer,
-                bounds=Bounds(self.lower, self.upper),
-                constraints=constraints,
-                options={"time_limit": seconds},
-            )
-            values.append(sign * found.fun if found.status == 0 else np.nan)
-        return values[0], values[1]
+        common = {
+            "integrality": self.integer,
+            "bounds": Bounds(self.lower, self.upper),
+            "constraints": constraints,
+        }
+        low = _minimum(objective, seconds, common)
+        return low, -_minimum(-objective, seconds, common)
+
+
+def _minimum(objective: np.ndarray, seconds: float, common) -> float:
+    """The least value, or minus infinity if it was not found."""
+    from scipy.optimize import milp
+
+    # Presolving fails on some programs that are solved without it.
+    for presolve in (True, False):
+        options = {"time_limit": seconds, "presolve": presolve}
+        found = milp(objective, options=options, **common)
+        if found.status != _SOLVE_ERROR:
+            break
+    return float(found.fun) if found.status == 0 else -np.inf
 
 
 def _numpy(block):

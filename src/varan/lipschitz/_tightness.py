@@ -64,7 +64,8 @@ def propagation_tightness(
         clip: Smallest and largest value an entry can take: the ball is cut to it.
 
     Returns:
-        One ratio a row. An output that does not move at all (0 / 0) has the ratio 1.
+        One ratio a row. An output that does not move at all (0 / 0) has the ratio 1;
+        NaN where the exact range is not found within a minute.
 
     Raises:
         ValueError: A radius that is not positive, an `x` that is not finite, `rows` of
@@ -92,7 +93,8 @@ def propagation_tightness(
     if mode == "true":
         exact = exact_bounds(model, box, rows=rows)
         low, high = interval_bounds(model, box, chosen)
-        return _ratio(exact.radius, (high - low) / 2)
+        known = jnp.where(jnp.isfinite(exact.radius), exact.radius, jnp.nan)
+        return _ratio(known, (high - low) / 2)
     graph = BoundGraph.from_callable(model, box.lower)
     c = as_rows(chosen, graph.nodes[-1].shape, graph.dtype)
     slopes = _slopes(graph, jnp.asarray(x, graph.dtype), mode)
