@@ -64,7 +64,7 @@ class TestCap:
             assert np.all(now <= before + length)
 
     def test_soft_cap_hardly_moves_small_values(self):
-        """The shrinkage is of third order in the value."""
+        """The relative shrinkage is of fourth order in the value."""
         before = jnp.full(25, 0.01).at[0].set(0.9)
         now = jnp.diag(after(jnp.diag(before), 0.1 * jnp.diag(before), 1.0, "soft"))
         np.testing.assert_allclose(now[1:], 1.1 * before[1:], rtol=1e-3)

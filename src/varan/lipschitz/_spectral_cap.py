@@ -60,7 +60,7 @@ def spectral_cap(
       the least `a >= 0` that brings the largest value the step can have reached to
       the cap. Small values hardly move, order and vectors stay. Four products of
       matrices, and fourteen for the two norms that the reach is measured by.
-    - `"hard"`: `min(w_max, x)` to about 5 %, by four quintic polynomials; eight
+    - `"hard"`: `min(w_max, x)` to about 5 %, by four quintic polynomials; twelve
       products and a norm.
     - `"svd"`: `min(w_max, x)` itself, by a singular value decomposition.
     - `"normalize"`: the whole matrix is divided, where its norm exceeds the cap.
