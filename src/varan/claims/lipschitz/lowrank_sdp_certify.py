@@ -49,8 +49,8 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     for radius in scale["radii"]:
         attacked = broken(net, x, y, radius, starts)
         for image, label, fell in zip(x, y, attacked, strict=True):
-            found = certified(net, image, int(label), radius, scale)
-            pairs += found.pop("pairs")
+            found, bounds = certified(net, image, int(label), radius, scale)
+            pairs += bounds
             rows.append({"radius": radius, "attacked": bool(fell), **found})
     numbers = summary(rows, pairs, scale)
     if scale["full"]:
@@ -134,11 +134,15 @@ def certified(net, image, label, radius, scale):
     spans = ranges([*layers[:-1], ends], ball)
     crown = spans[-1][0]
     left = np.flatnonzero(crown <= 0)
-    found = {"crown": not len(left), "sdp": True, "lp": True}
-    found |= {"open": len(left), "pairs": []}
+    found = {"crown": not len(left), "sdp": True, "lp": True, "open": len(left)}
+    pairs = []
     if len(left):
         low = lowrank_sdp(
-            net, ball, rows=leads[left], max_rank=scale["max_rank"], tol=scale["tol"]
+            net,
+            ball,
+            rows=jnp.asarray(leads[left]),
+            max_rank=scale["max_rank"],
+            tol=scale["tol"],
         )
         sdp = np.asarray(low.lower)
         found["sdp"] = bool(np.all(np.maximum(sdp, crown[left]) > 0))
@@ -146,8 +150,8 @@ def certified(net, image, label, radius, scale):
         if scale["lp"]:
             lp = linear_program([*layers[:-1], ends], spans, ball, left)
             found["lp"] = bool(np.all(np.maximum(lp, crown[left]) > 0))
-            found["pairs"] = list(zip(sdp, lp, np.asarray(low.upper), strict=True))
-    return found
+            pairs = list(zip(sdp, lp, np.asarray(low.upper), strict=True))
+    return found, pairs
 
 
 def linear_program(layers, spans, ball, left):
@@ -165,13 +169,13 @@ def linear_program(layers, spans, ball, left):
         above = cvxpy.multiply(slope, argument) - slope * np.where(open_, low, 0)
         constraints += [signal >= 0, signal >= argument, signal <= above]
         constraints.append(signal[np.flatnonzero(high <= 0)] == 0)
-    c = cvxpy.Parameter(len(bias))
+    c = cvxpy.Parameter(layers[-1][0].shape[1])
     program = cvxpy.Problem(cvxpy.Minimize(c @ signal), constraints)
     found = []
     for k in left:
         c.value = layers[-1][0][k]
         program.solve(solver="CLARABEL")
-        found.append(float(program.value) + layers[-1][1][k])
+        found.append(np.asarray(program.value, float) + layers[-1][1][k])
     return np.array(found)
 
 
@@ -207,15 +211,19 @@ def full_relaxation(layers, lead, ball):
     lifted = cvxpy.Variable((int(ends[-1]), int(ends[-1])), PSD=True)
     inputs = lifted[places[0], places[0]]
     constraints: list[Any] = [lifted[0, 0] == 1, cvxpy.trace(inputs) <= 1]
-    for (weight, bias), old, new in zip(hidden, places, places[1:], strict=False):
+    spans = ranges(layers[:-1], ball)
+    for k, ((weight, bias), (_, high)) in enumerate(zip(hidden, spans, strict=True)):
+        old, new = places[k : k + 2]
         value = lifted[0, new]
         product = cvxpy.diag(lifted[new, old] @ weight.T) + cvxpy.multiply(bias, value)
         constraints += [value >= 0, value >= weight @ lifted[0, old] + bias]
-        constraints.append(cvxpy.diag(lifted[new, new]) == product)
+        squares = cvxpy.diag(lifted[new, new])
+        # Neurons that are never active are left out, as ours does.
+        constraints += [squares == product, squares[np.flatnonzero(high <= 0)] == 0]
     cost = (lead @ layers[-1][0]) @ lifted[0, places[-1]]
     program = cvxpy.Problem(cvxpy.Minimize(cost), constraints)
     program.solve(solver="CLARABEL")
-    return float(program.value) + float(lead @ layers[-1][1])
+    return float(np.asarray(program.value, float) + lead @ layers[-1][1])
 
 
 def summary(rows, pairs, scale):
