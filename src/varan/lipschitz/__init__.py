@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from ._lowrank_sdp import SDPResult as SDPResult
     from ._lowrank_sdp import lowrank_sdp as lowrank_sdp
     from ._lq_vae import LQVAE as LQVAE
+    from ._manifold import ManifoldSolution as ManifoldSolution
+    from ._manifold import laplacian_weights as laplacian_weights
+    from ._manifold import manifold_lipschitz as manifold_lipschitz
     from ._milp import exact_bounds as exact_bounds
     from ._monotone import Monotonicity as Monotonicity
     from ._monotone import monotone as monotone
@@ -151,6 +154,7 @@ __getattr__, __dir__, __all__ = _attach(
         "LipschitzPolicy": "_imitation",
         "LipschitzResult": "_result",
         "LipschitzTransformer": "_transformer",
+        "ManifoldSolution": "_manifold",
         "McShane": "_extensions",
         "Monotonicity": "_monotone",
         "OnnxNetwork": "_onnx",
@@ -195,6 +199,7 @@ __getattr__, __dir__, __all__ = _attach(
         "ibp_margins": "_certified_training",
         "jacobian_bounds": "_lipschitz",
         "jvp_bounds": "_lipschitz",
+        "laplacian_weights": "_manifold",
         "linear_expert_rate": "_expert_rate",
         "lipschitz_bound": "_transformer",
         "lipschitz_policy": "_imitation",
@@ -204,6 +209,7 @@ __getattr__, __dir__, __all__ = _attach(
         "lowrank_sdp": "_lowrank_sdp",
         "local_lipschitz": "_lipschitz",
         "lvm_maps": "_smoothed_samples",
+        "manifold_lipschitz": "_manifold",
         "monotone": "_monotone",
         "nonnegative_spectral": "_iclrnn",
         "normalize_frame": "_scattering",
