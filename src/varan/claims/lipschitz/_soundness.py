@@ -102,39 +102,43 @@ def _sizes(shape: str):
     return [(2, 1, 3), (2,), ((CLASSES, 2 * INPUTS), (CLASSES,))]
 
 
-def draw(key, shape: str, lattice: bool):
+def draw(key, shape: str, lattice):
     """Weights and a box, in float32 so that either precision holds the same numbers."""
     for_weights, for_scale, for_centre, for_radius, for_points = jax.random.split(
         key, 5
     )
-    sizes = _sizes(shape)
-    leaves, tree = jax.tree.flatten(sizes, is_leaf=lambda s: isinstance(s[0], int))
+    leaves, tree = jax.tree.flatten(
+        _sizes(shape), is_leaf=lambda s: isinstance(s[0], int)
+    )
     scale = 4.0 ** jax.random.uniform(for_scale, (), jnp.float32, -1, 1)
 
     def numbers(key, size):
-        if lattice:
-            return jax.random.randint(key, size, -2, 3).astype(jnp.float32)
         fan_in = math.prod(size[1:]) if len(size) > 1 else 4
-        return scale * jax.random.normal(key, size, jnp.float32) / fan_in**0.5
+        normal = scale * jax.random.normal(key, size, jnp.float32) / fan_in**0.5
+        return jnp.where(lattice, _integers(key, size, 2), normal)
 
     keys = jax.random.split(for_weights, len(leaves))
     weights = tree.unflatten(
         [numbers(k, size) for k, size in zip(keys, leaves, strict=True)]
     )
-    if lattice:
-        centre = jax.random.randint(for_centre, (INPUTS,), -1, 2).astype(jnp.float32)
-        radius = jax.random.randint(for_radius, (INPUTS,), 0, 3).astype(jnp.float32) / 2
-    else:
-        centre = jax.random.normal(for_centre, (INPUTS,), jnp.float32)
-        size = 10.0 ** jax.random.uniform(for_scale, (), jnp.float32, -4, 0.3)
-        free = jax.random.bernoulli(for_points, 0.85, (INPUTS,))
-        shares = jax.random.uniform(for_radius, (INPUTS,), jnp.float32)
-        radius = size * jnp.where(free, shares, 0)
+    sides = (INPUTS,)
+    normal = jax.random.normal(for_centre, sides, jnp.float32)
+    centre = jnp.where(lattice, _integers(for_centre, sides, 1), normal)
+    size = 10.0 ** jax.random.uniform(for_scale, (), jnp.float32, -4, 0.3)
+    free = jax.random.bernoulli(for_points, 0.85, sides)
+    shares = jax.random.uniform(for_radius, sides, jnp.float32)
+    radius = size * jnp.where(free, shares, 0)
+    halves = (1 + _integers(for_radius, sides, 1)) / 2
+    radius = jnp.where(lattice, halves, radius)
     return weights, (centre - radius, centre + radius)
 
 
-@partial(jax.jit, static_argnames=("shape", "activation", "lattice", "dtype"))
-def compare(keys, *, shape: str, activation: str, lattice: bool, dtype: str):
+def _integers(key, size, most):
+    return jax.random.randint(key, size, -most, most + 1).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames=("shape", "activation", "dtype"))
+def compare(keys, *, shape: str, activation: str, lattice, dtype: str):
     """Comparisons, violations and the worst one, for one network a key."""
 
     def one(key):
