@@ -33,7 +33,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import jaxopt
 
-GAP, BATCH, RATIO = 1e-8, 256, {"lasso": 1.0, "elastic net": 0.5, "nnls": 0.0}
+GAP, RATIO = 1e-8, {"lasso": 1.0, "elastic net": 0.5, "nnls": 0.0}
 TOLERANCES = [10.0**-k for k in range(2, 15)]
 
 
@@ -224,7 +224,7 @@ def tuned(makers, kind, X, y, lam):
     return fits
 
 
-def three_races(kind, instance, repeats, with_compile):
+def three_races(kind, instance, repeats, batch_size, with_compile):
     X, y = map(jnp.asarray, instance())
     top = float(jnp.max(jnp.abs(X.T @ y))) / len(y)
     lam = top / 50 if kind != "logistic" else top / 200
@@ -236,7 +236,7 @@ def three_races(kind, instance, repeats, with_compile):
     print(race(runs, repeats=repeats, reference=reference).table())
     if kind == "nnls":
         return
-    lams = np.geomspace(20 * lam, lam, BATCH)
+    lams = np.geomspace(20 * lam, lam, batch_size)
     runs = {}
     for name, (fit, tol) in fits.items():
         if compiles(name):
@@ -247,7 +247,7 @@ def three_races(kind, instance, repeats, with_compile):
             if kind != "logistic":
                 path = path_by_sklearn(kind, X, y, tol)
                 runs["sklearn path"] = lambda p=path: p(lams)
-    print(f"batch of {BATCH}")
+    print(f"batch of {batch_size}")
     print(race(runs, repeats=max(3, repeats // 3), reference=reference).table())
     runs = {}
     for name, (fit, _) in fits.items():
@@ -265,6 +265,7 @@ def three_races(kind, instance, repeats, with_compile):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--only", default="")
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
@@ -272,7 +273,9 @@ def main():
     warnings.simplefilter("ignore")
     for kind, instance in INSTANCES:
         if arguments.only in f"{kind}, {instance.__name__}":
-            three_races(kind, instance, arguments.repeats, arguments.compile)
+            three_races(
+                kind, instance, arguments.repeats, arguments.batch, arguments.compile
+            )
 
 
 if __name__ == "__main__":
