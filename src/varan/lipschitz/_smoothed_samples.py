@@ -73,6 +73,15 @@ class SmoothedSamples(eqx.Module):
         sigma: Standard deviation of the noise.
         rounding: Bound of the error of a mean by summation.
         maps: The maps, in the order of the axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from varan.lipschitz import SimplexMap, smooth_samples
+        >>> maps = [SimplexMap("hard"), SimplexMap("softmax", 2.0)]
+        >>> found = smooth_samples(lambda x: x, jnp.array([[1.0, 0.0]]), sigma=0.5,
+        ...                        n=100, maps=maps, key=jax.random.key(0))
+        >>> found.mean.shape, found.only(1).mean.shape
+        ((1, 2, 2), (1, 1, 2))
     """
 
     mean: Float[np.ndarray, "points maps classes"]
@@ -181,7 +190,7 @@ def smooth_samples(
     if n < 2:
         raise ValueError(f"{owner}: `n` must be at least 2 (got {n}).")
     maps = read_maps(owner, maps)
-    x = _check_inputs(owner, predict, x)
+    x = _check_inputs(owner, predict, x, sigma, key)
     softmax, sparsemax = (
         jnp.asarray([m.temperature for m in maps if m.name == name], x.dtype)
         for name in ("softmax", "sparsemax")
@@ -224,7 +233,7 @@ def read_maps(owner: str, maps: Maps) -> tuple[SimplexMap, ...]:
     return maps
 
 
-def _check_inputs(owner, predict, x) -> Array:
+def _check_inputs(owner, predict, x, sigma, key) -> Array:
     if is_traced(x):
         raise TypeError(
             f"{owner}: `x` must be a known array (got a traced one). Call it outside "
@@ -235,7 +244,9 @@ def _check_inputs(owner, predict, x) -> Array:
         x = x.astype(jnp.result_type(float))
     check_nonempty(owner, "x", x)
     check_finite(owner, "x", x)
-    logits = np.asarray(_logits(predict, x[:1]))
+    # Logits of a single input may look like probabilities; those of many do not.
+    noise = jax.random.normal(key, (16, *x.shape[1:]), x.dtype)
+    logits = np.asarray(_logits(predict, x[0], jnp.asarray(sigma, x.dtype) * noise))
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"{owner}: `predict` must return a vector of at least two logits "
@@ -264,8 +275,8 @@ def _places(maps) -> list[int]:
 
 
 @eqx.filter_jit
-def _logits(predict, x):
-    return jax.vmap(predict)(x)
+def _logits(predict, x, noise):
+    return jax.vmap(predict)(x[None] + noise)
 
 
 @eqx.filter_jit
