@@ -209,14 +209,18 @@ def _spectral(key):
 
 @eqx.filter_jit
 def trained(method: str, keys, constants, data, steps: int) -> Classifier:
-    """One network for every constant and lane, all in one compiled loop."""
-    optimiser = optax.adam(optax.cosine_decay_schedule(_RATE, steps))
+    """One network for every constant and lane, one after the other in one program.
 
-    def one(key, constant, lane):
+    Not under vmap: on a machine of two cores, batched factorisations that do not depend
+    on each other can wait for each other's threads for ever.
+    """
+    optimiser = optax.adam(optax.cosine_decay_schedule(_RATE, steps))
+    static = eqx.filter(Classifier(method, keys[0]), eqx.is_inexact_array, inverse=True)
+
+    def one(inputs):
+        key, constant, lane = inputs
         for_net, for_order = jax.random.split(key)
-        params, static = eqx.partition(
-            Classifier(method, for_net), eqx.is_inexact_array
-        )
+        params = eqx.filter(Classifier(method, for_net), eqx.is_inexact_array)
 
         def loss(params, x, y):
             net = eqx.combine(params, static)
@@ -237,15 +241,18 @@ def trained(method: str, keys, constants, data, steps: int) -> Classifier:
         (params, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
         return written_out(eqx.combine(params, static))
 
-    over_lanes = eqx.filter_vmap(one, in_axes=(0, None, 0))
-    return eqx.filter_vmap(over_lanes, in_axes=(None, 0, None))(keys, constants, data)
+    def over_lanes(constant):
+        constants = jnp.full(len(keys), constant)
+        return jax.lax.map(one, (keys, constants, data))
+
+    return jax.lax.map(over_lanes, constants)
 
 
 def written_out(net) -> Classifier:
     """Blocks with their matrices computed once."""
     if not isinstance(net.layers, LDLTBlock):
         return net
-    explicit = jax.vmap(LDLTBlock.explicit)(net.layers)
+    explicit = jax.lax.map(LDLTBlock.explicit, net.layers)
     return eqx.tree_at(lambda net: net.layers, net, explicit)
 
 
