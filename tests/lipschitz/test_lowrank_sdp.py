@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from varan.lipschitz import Ball, Box, exact_bounds, lowrank_sdp
+from varan.lipschitz import Ball, Box, exact_bounds, layer_bounds, lowrank_sdp
 from varan.lipschitz._lowrank_sdp import _constraints, _solve, _start
 from varan.lipschitz._relu_program import (
     ranges,
@@ -135,14 +135,17 @@ def test_the_slack_is_a_bound_at_any_multipliers(nets):
 def test_ranges_hold(nets):
     for net in nets:
         for region in (Ball(CENTRE, 0.6), Box.linf(CENTRE, 0.3)):
-            layers, _ = relu_layers("test", net, region)
             x = samples(region)
-            for (weight, bias), (low, high) in zip(
-                layers, ranges(layers, region), strict=True
-            ):
-                argument = x @ weight.T + bias
+            boxes = layer_bounds(net, region)
+            for weight, bias, box in zip(*net, boxes, strict=True):
+                argument = np.asarray(x @ weight.T + bias[None])
+                low, high = np.asarray(box.lower), np.asarray(box.upper)
                 assert np.all(low <= argument) and np.all(argument <= high)
                 x = np.maximum(argument, 0)
+            # Of the first layer's the extremes are exact, and approached.
+            low, high = (np.asarray(side) for side in (boxes[0].lower, boxes[0].upper))
+            first = samples(region) @ np.asarray(net[0][0]).T + np.asarray(net[1][0])
+            assert np.all(np.ptp(first, axis=0) >= 0.7 * (high - low))
 
 
 def test_stationary_and_complementary_at_the_end(nets):

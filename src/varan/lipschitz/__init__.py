@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from ._orthogonal_conv import orthogonal_conv_exists as orthogonal_conv_exists
     from ._orthogonal_conv import orthogonality_errors as orthogonality_errors
     from ._radius import certified_radius as certified_radius
+    from ._relu_program import layer_bounds as layer_bounds
     from ._result import LipschitzResult as LipschitzResult
     from ._scattering import FrameBounds as FrameBounds
     from ._scattering import FrameModule as FrameModule
@@ -203,6 +204,7 @@ __getattr__, __dir__, __all__ = _attach(
         "linear_expert_rate": "_expert_rate",
         "lipschitz_bound": "_transformer",
         "lipschitz_policy": "_imitation",
+        "layer_bounds": "_relu_program",
         "lipsdp": "_lipsdp",
         "lmi": "_ldlt",
         "load_onnx": "_onnx",

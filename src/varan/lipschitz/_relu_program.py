@@ -7,15 +7,18 @@ range. Neurons that are never active are kept at zero and take no part.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ._exact import _blocks
 from ._forward import check_bounded
 from ._graph import BoundGraph
+from ._lipschitz import Rows, as_rows, check_rows
 from ._sets import Ball, Box
 
 Layer = tuple[np.ndarray, np.ndarray]
@@ -99,6 +102,57 @@ def relu_layers(owner: str, model, region: Ball | Box) -> tuple[list[Layer], Box
         layers.append((np.asarray(parts[before], float), np.asarray(bias, float)))
         before = k
     return layers, box
+
+
+def layer_bounds(
+    model: Callable[[Array], Array], region: Ball | Box, *, rows: Rows = "each"
+) -> list[Box]:
+    """Bounds of every layer of a ReLU network over a ball or a box, by CROWN.
+
+    Each layer's argument is pulled back through lines around the ReLUs to the input and
+    bounded over the region itself: a `Ball` is not replaced by the box around it.
+
+    Args:
+        model: As for `lowrank_sdp`: one chain of affine maps and ReLUs.
+        region: A ball or a bounded box.
+        rows: `"each"` output, or combinations of outputs, (rows, outputs).
+
+    Returns:
+        A box for the argument of every activation in order, flattened, then one for the
+        rows; rounded outward.
+
+    Raises:
+        ValueError: As `lowrank_sdp`.
+        UnsupportedPrimitive: An operation of the model without a rule.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from varan.lipschitz import Ball, layer_bounds
+        >>> weights = [jnp.array([[3.0, 4.0]]), jnp.array([[2.0]])]
+        >>> biases = [jnp.array([1.0]), jnp.array([0.0])]
+        >>> hidden, out = layer_bounds((weights, biases), Ball(jnp.zeros(2), 1.0))
+        >>> round(float(hidden.upper[0]), 3), round(float(out.upper[0]), 3)
+        (6.0, 12.0)
+
+    Source: Zhang, Weng, Chen, Hsieh and Daniel, 2018, "Efficient Neural Network
+        Robustness Certification with General Activation Functions", arXiv:1811.00866.
+    """
+    layers, box = relu_layers("layer_bounds", model, region)
+    matrix, bias = layers[-1]
+    c = check_rows("layer_bounds", rows, box)
+    c = np.asarray(as_rows(c, (len(bias),), box.lower.dtype), float).reshape(
+        -1, len(bias)
+    )
+    spans = ranges([*layers[:-1], (c @ matrix, c @ bias)], region)
+    dtype = box.lower.dtype
+    return [Box(*_outward(low, high, dtype)) for low, high in spans]
+
+
+def _outward(low, high, dtype):
+    """Both sides in a dtype that may be coarser than float64."""
+    eps = float(jnp.finfo(dtype).eps)
+    slack = eps * np.maximum(np.abs(low), np.abs(high))
+    return jnp.asarray(low - slack, dtype), jnp.asarray(high + slack, dtype)
 
 
 def ranges(layers: list[Layer], region: Ball | Box) -> list[tuple[np.ndarray, ...]]:

@@ -26,8 +26,7 @@ import optax
 
 from varan.claims import Curve, Measurements
 from varan.data import digit_images
-from varan.lipschitz import Ball, lowrank_sdp
-from varan.lipschitz._relu_program import ranges
+from varan.lipschitz import Ball, layer_bounds, lowrank_sdp
 from varan.metrics import pgd
 from varan.train import start_training, train_epochs
 
@@ -131,7 +130,7 @@ def certified(net, image, label, radius, scale):
     leads = np.delete(leads[label] - leads, label, 0)
     ball = Ball(image, radius)
     ends = leads @ layers[-1][0], leads @ layers[-1][1]
-    spans = ranges([*layers[:-1], ends], ball)
+    spans = spans_of(net, ball, jnp.asarray(leads))
     crown = spans[-1][0]
     left = np.flatnonzero(crown <= 0)
     found = {"crown": not len(left), "sdp": True, "lp": True, "open": len(left)}
@@ -152,6 +151,12 @@ def certified(net, image, label, radius, scale):
             found["lp"] = bool(np.all(np.maximum(lp, crown[left]) > 0))
             pairs = list(zip(sdp, lp, np.asarray(low.upper), strict=True))
     return found, pairs
+
+
+def spans_of(net, ball, rows):
+    """CROWN's ranges of every layer over the ball, and of the rows."""
+    boxes = layer_bounds(net, ball, rows=rows)
+    return [(np.asarray(box.lower), np.asarray(box.upper)) for box in boxes]
 
 
 def linear_program(layers, spans, ball, left):
@@ -191,13 +196,14 @@ def against_full(scale, train, test, seed):
         ball = Ball(image, scale["radii"][-1])
         rows = np.eye(len(layers[-1][1]))
         lead = rows[int(label)] - rows[(int(label) + 1) % len(rows)]
-        ours = float(lowrank_sdp(net, ball, rows=lead[None]).lower[0])
-        full = full_relaxation(layers, lead, ball)
+        ours = float(lowrank_sdp(net, ball, rows=jnp.asarray(lead[None])).lower[0])
+        spans = spans_of(net, ball, jnp.asarray(lead[None]))[:-1]
+        full = full_relaxation(layers, lead, ball, spans)
         differences.append(abs(ours - full) / max(1.0, abs(full)))
     return float(max(differences))
 
 
-def full_relaxation(layers, lead, ball):
+def full_relaxation(layers, lead, ball, spans):
     """The semidefinite program over the whole lifted matrix, by Clarabel."""
     import cvxpy
 
@@ -211,7 +217,6 @@ def full_relaxation(layers, lead, ball):
     lifted = cvxpy.Variable((int(ends[-1]), int(ends[-1])), PSD=True)
     inputs = lifted[places[0], places[0]]
     constraints: list[Any] = [lifted[0, 0] == 1, cvxpy.trace(inputs) <= 1]
-    spans = ranges(layers[:-1], ball)
     for k, ((weight, bias), (_, high)) in enumerate(zip(hidden, spans, strict=True)):
         old, new = places[k : k + 2]
         value = lifted[0, new]
