@@ -2,6 +2,7 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,9 +34,16 @@ MAPS = (
 )
 
 
-def linear(x):
+class Linear(eqx.Module):
     """Two logits, whose boundary is at x_0 = 0; the distance to it is |x_0|."""
-    return jnp.stack([x[0], -x[0]])
+
+    scale: jax.Array
+
+    def __call__(self, x):
+        return self.scale * jnp.stack([x[0], -x[0]])
+
+
+linear = Linear(jnp.array(1.0))
 
 
 def samples_of(x, n, maps=MAPS, key=KEY, sigma=SIGMA):
@@ -94,8 +102,8 @@ class TestSamples:
 
     def test_scaling_of_inputs_and_noise(self):
         """f(x / 2) at twice the noise is f at the noise, and radii double."""
-        x, half = jnp.array([[0.4, 0.0]]), lambda x: linear(x / 2)
-        settings = {"n": 500, "maps": MAPS[1:3], "key": KEY}
+        x, half = jnp.array([[0.4, 0.0]]), Linear(jnp.array(0.5))
+        settings = {"n": 500, "maps": MAPS, "key": KEY}
         one = smooth_samples(linear, x, sigma=SIGMA, **settings)
         two = smooth_samples(half, 2 * x, sigma=2 * SIGMA, **settings)
         np.testing.assert_allclose(one.mean, two.mean, rtol=1e-12)
@@ -224,9 +232,8 @@ class TestCertificate:
 
     def test_radius_2_with_a_small_constant_wins_and_is_sound(self):
         """Logits of constant 0.2 sqrt(2): scores hardly move, the distance is 0.4."""
-        net = lambda x: 0.2 * linear(x)  # noqa: E731
-        x, maps = jnp.array([[0.4, 0.0]]), [SimplexMap("sparsemax")]
-        seen = smooth_samples(net, x, sigma=SIGMA, n=20_000, maps=maps, key=KEY)
+        net, x = Linear(jnp.array(0.2)), jnp.array([[0.4, 0.0]])
+        seen = smooth_samples(net, x, sigma=SIGMA, n=20_000, maps=MAPS, key=KEY).only(0)
         plain, based = (
             certify_samples(seen, seen, lipschitz=c) for c in (None, 0.2 * math.sqrt(2))
         )
