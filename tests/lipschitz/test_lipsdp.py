@@ -103,15 +103,11 @@ def test_between_samples_and_the_product(activation):
 
 def test_more_knowledge_is_tighter():
     kept, bare = (lipsdp(WEIGHTS, activation=a) for a in ("maxmin", "nonexpansive"))
-    layers = [
-        lipsdp(WEIGHTS, activation=a, structure="layer").bound
-        for a in ("maxmin", "nonexpansive")
-    ]
+    layers = lipsdp(WEIGHTS, activation="nonexpansive", structure="layer").bound
     product = np.prod([np.linalg.norm(w, 2) for w in WEIGHTS])
-    assert kept.bound < 0.99 * bare.bound
-    assert kept.bound < layers[0] * (1 + SOLVER) and bare.bound < layers[1]
+    assert kept.bound < 0.99 * bare.bound and bare.bound < layers
     # One multiplier a layer and no more is the product of norms.
-    np.testing.assert_allclose(layers[1], product, rtol=SOLVER)
+    np.testing.assert_allclose(layers, product, rtol=SOLVER)
 
 
 def test_pairs_are_one_relu_each():
@@ -172,7 +168,7 @@ def test_order_within_a_group_does_not_matter():
 def test_the_paper_s_inequality_has_the_same_value(norm):
     """With gamma, nu and tau as unknowns, by another solver."""
     pytest.importorskip("cvxpy")
-    weights = [WEIGHTS[0], WEIGHTS[2]]
+    weights = [WEIGHTS[0], WEIGHTS[2][:1]]
     ours, theirs = (
         lipsdp(weights, norm=norm, solver=s).per_row for s in ("barrier", "clarabel")
     )
