@@ -68,7 +68,7 @@ class ManifoldSolution(eqx.Module):
         trace: `loss`, `rho` (of the points looked at) and `lam` at every step.
         attained: Whether the mean loss is at most 5 % above `eps`.
         diverging: Whether `eps` looks out of reach: it was missed in the whole last
-            quarter while `lam` grew.
+            quarter while `lam` grew. Also true where the model became NaN.
         certificate: `rho` as an estimate, with `primal_residual` (mean loss less
             `eps`), `slackness` (`sum mu_n (rho^2 - gradient_n^2)`) and `duality_gap`,
             relative to `rho^2`, from the multipliers' averages over the last half.
@@ -352,8 +352,9 @@ def _solution(model, lam, mu, averages, mean, squares, trace, cloud, steps):
     bound = jnp.sum(averages[1] * squares) + averages[0] * residual
     floor = jnp.maximum(top, float(jnp.finfo(top.dtype).tiny))
     last = slice(3 * steps // 4, None)
-    missed = jnp.all(trace["loss"][last] > cloud.eps * (1 + _SLACK))
-    grown = trace["lam"][-1] > trace["lam"][3 * steps // 4]
+    # Said so that NaN, of a model that diverged, counts as both.
+    missed = ~jnp.any(trace["loss"][last] <= cloud.eps * (1 + _SLACK))
+    grown = ~(trace["lam"][-1] <= trace["lam"][3 * steps // 4])
     rho = jnp.sqrt(top)
     certificate = Certificate(
         "Lipschitz constant on the cloud",
@@ -446,8 +447,8 @@ def _check_connected(owner, edges, labelled):
     alone = set(part) - set(part[:labelled])
     if alone:
         raise ValueError(
-            f"{owner}: every connected part of the neighbour graph must hold a labelled "
-            f"point ({len(alone)} parts hold none). Take a larger `t` or more "
+            f"{owner}: every connected part of the neighbour graph must hold a "
+            f"labelled point ({len(alone)} parts hold none). Take a larger `t` or more "
             "`neighbours`, or leave these points out."
         )
 
