@@ -66,7 +66,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
             }
             # The better baseline, by the samples that it was made from.
             better = max(methods[1:], key=lambda m: float(made[m].certificate.value))
-            for where in ("white", "transfer"):
+            for where in fooled["sga"]:
                 setting = f"{name}_{radius}_{where}"
                 gain = fooled["sga"][where] - fooled[better][where]
                 numbers[f"gain_{setting}"] = gain
@@ -173,11 +173,12 @@ def _craft(method, surrogate, x, name, radius, scale, key):
 
 def _rates(delta, surrogate, targets, x, name):
     """Held-out samples fooled, in percent: of the surrogate and of the targets."""
-    rates = [
+    shares = [
         100 * float(fooling_rate(net, x, delta, bounds=_BOUNDS[name]).value)
         for net in (surrogate, *targets)
     ]
-    return {"white": rates[0], "transfer": float(np.mean(rates[1:]))}
+    rates = {"white": shares[0]}
+    return rates | {"transfer": float(np.mean(shares[1:]))} if targets else rates
 
 
 # The mechanism ---------------------------------------------------------------------
