@@ -145,7 +145,7 @@ class Kirszbraun(eqx.Module):
         rows, offset = _program(x, self.points, scaled)
         corral, solved = _weights(*jax.lax.stop_gradient((rows, offset)))
         weights = _equalised(rows, offset, corral)
-        value = mean + jnp.sum(weights[:, None] * values[corral.index], 0)
+        value = mean + jnp.sum(weights[:, None] * values[corral.members], 0)
         return jnp.where(solved, value, jnp.nan)
 
 
@@ -158,7 +158,7 @@ def _program(x, points, scaled):
 
 
 class _Corral(NamedTuple):
-    index: Array
+    members: Array
     active: Array
     weights: Array
 
@@ -201,23 +201,23 @@ def _weights(rows, offset):
 
 def _gradients(rows, offset, corral):
     """The objective's gradient in each weight, and its mean over the corral."""
-    chosen = jnp.sum(corral.weights[:, None] * rows[corral.index], 0)
+    chosen = jnp.sum(corral.weights[:, None] * rows[corral.members], 0)
     gradient = 2 * (rows @ chosen) + offset
-    return gradient, jnp.sum(corral.weights * gradient[corral.index])
+    return gradient, jnp.sum(corral.weights * gradient[corral.members])
 
 
 def _join(rows, offset, corral, scale):
     gradient, level = _gradients(rows, offset, corral)
     # Its own points' gradients are equal but for rounding: they do not join again.
-    gradient = gradient.at[corral.index].add(jnp.where(corral.active, jnp.inf, 0))
+    gradient = gradient.at[corral.members].add(jnp.where(corral.active, jnp.inf, 0))
     new = jnp.argmin(gradient)
     slack = 16 * float(jnp.finfo(rows.dtype).eps) * scale
     optimal = level - gradient[new] <= slack
     # A free place; if rounding has filled all, that of the smallest weight.
     place = jnp.argmin(jnp.where(corral.active, corral.weights, -1))
-    here = (jnp.arange(corral.index.size) == place) & ~optimal
+    here = (jnp.arange(corral.members.size) == place) & ~optimal
     joined = _Corral(
-        jnp.where(here, new, corral.index),
+        jnp.where(here, new, corral.members),
         corral.active | here,
         jnp.where(here, 0, corral.weights),
     )
@@ -230,7 +230,7 @@ def _leave(corral, wanted, wrong):
     step = jnp.min(share)
     weights = corral.weights + jnp.minimum(step, 1) * (wanted - corral.weights)
     active = corral.active & ~(wrong & (share <= step))
-    return _Corral(corral.index, active, jnp.where(active, weights, 0))
+    return _Corral(corral.members, active, jnp.where(active, weights, 0))
 
 
 def _equalised(rows, offset, corral):
@@ -240,8 +240,8 @@ def _equalised(rows, offset, corral):
     proximal steps, gives the direction that then ends at a zero weight.
     """
     active, dtype = corral.active, rows.dtype
-    chosen = jnp.where(active[:, None], rows[corral.index], 0)
-    right = jnp.where(active, -offset[corral.index], 0)
+    chosen = jnp.where(active[:, None], rows[corral.members], 0)
+    right = jnp.where(active, -offset[corral.members], 0)
     gram = 2 * (chosen @ chosen.T)
     level = jnp.trace(gram) + _tiny(dtype)
     ridge = float(jnp.finfo(dtype).eps) ** 0.8 * level

@@ -227,7 +227,7 @@ def manifold_lipschitz(
             f"{len(points)} points (got {batch_size})."
         )
     slopes = _slopes(owner, gradient, points, distances, t, neighbours, len(x))
-    rates = tuple(jnp.asarray(rate, points.dtype) for rate in dual_lr)
+    rates = jnp.asarray(dual_lr[0], points.dtype), jnp.asarray(dual_lr[1], points.dtype)
     cloud = _Cloud(points, x, y, slopes, jnp.asarray(eps, points.dtype), rates)
     key = jax.random.key(0) if key is None else key
     loop = steps, primal_steps, None if batch_size is None else size

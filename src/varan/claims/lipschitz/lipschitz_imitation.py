@@ -60,7 +60,7 @@ class LinearPlant(eqx.Module):
         p = sla.solve_discrete_are(a, b, np.eye(states), r)
         gain = -np.linalg.solve(r + b.T @ p @ b, b.T @ p @ a)
         box = Box.linf(jnp.zeros(states), 1.0)
-        return cls(*(jnp.asarray(m) for m in (a, b, gain)), box)
+        return cls(jnp.asarray(a), jnp.asarray(b), jnp.asarray(gain), box)
 
     def step(self, x, u):
         return self.A @ x + self.B @ u
@@ -138,13 +138,12 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
         for place, name in enumerate(scale["plants"])
         for key in [jax.random.key(seed)]
     }
-    numbers = {
-        quantity: max(run[quantity] for run in found.values() if quantity in run)
-        for quantity in ("slope_ratio", "learning_ratio", "trajectory_ratio")
-    }
-    growths = [run["error_growth"] for run in found.values() if "error_growth" in run]
-    if growths:
-        numbers["error_growth"] = max(growths)
+    numbers = {}
+    worst = ("slope_ratio", "learning_ratio", "trajectory_ratio", "error_growth")
+    for quantity in worst:
+        values = [run[quantity] for run in found.values() if quantity in run]
+        if values:
+            numbers[quantity] = max(values)
     curves, notes = [], []
     for name, run in found.items():
         plot = name.replace("_", " ")
@@ -356,9 +355,15 @@ def trained(states, inputs, key):
     network = eqx.nn.MLP(*shape, jax.nn.tanh, key=for_network)
     optimiser = optax.adam(1e-2)
     state = start_training(network, optimiser, key=for_order)
-    settings = {"epochs": _BASELINE_STEPS, "batch_size": len(states)}
-    data = states, inputs
-    return train_epochs(state, squares, data, optimiser, **settings)[0].model
+    trained, _ = train_epochs(
+        state,
+        squares,
+        (states, inputs),
+        optimiser,
+        epochs=_BASELINE_STEPS,
+        batch_size=len(states),
+    )
+    return trained.model
 
 
 def squares(network, batch):
@@ -368,7 +373,7 @@ def squares(network, batch):
 
 def rank(ratios, values) -> float:
     """Spearman's rank correlation; 0 where all values are the same."""
-    return float(np.nan_to_num(spearmanr(ratios, values).statistic))
+    return float(np.nan_to_num(spearmanr(ratios, values)[0]))
 
 
 def median(values) -> float:

@@ -94,7 +94,8 @@ def gradients(fit, label, name) -> Curve:
 def moons(scale, rng) -> dict[str, Any]:
     """One label a moon; validation and test points for the scores alone."""
     count, held = scale["points"], 1100
-    x, y = make_moons(count + held, noise=0.05, random_state=int(rng.integers(2**31)))
+    drawn = make_moons(count + held, noise=0.05, random_state=int(rng.integers(2**31)))
+    x, y = map(np.asarray, drawn)
     first = [rng.choice(np.flatnonzero(y[:count] == side)) for side in (0, 1)]
     rest = np.setdiff1d(np.arange(count), first)
     return {
