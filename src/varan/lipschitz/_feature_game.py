@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, PRNGKeyArray
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from ..core._checks import (
     check_choice,
@@ -96,7 +96,7 @@ class _Choice:
 
 
 def feature_game(
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Callable[[np.ndarray], ArrayLike],
     image: Float[np.ndarray, "height width ..."],
     *,
     manipulate: Manipulation = "paint",

@@ -87,7 +87,7 @@ def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
     return Measurements(numbers, list(curves(results)))
 
 
-def network(family: str, nonlinearity: str, pooled, scale, seed: int) -> FrameNet:
+def network(family: str, nonlinearity, pooled, scale, seed: int) -> FrameNet:
     """An admissible network of one family."""
     makers = {
         "wavelet": partial(wavelet_filters, scales=_ATOMS // 2),
