@@ -19,11 +19,26 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+SIZE = 12  # one shape for all: each kind is compiled once
+
+
 @partial(jax.jit, static_argnames="kind")
 def after(weight, step, w_max, kind):
     """The weights after a capped step."""
     cap = spectral_cap(w_max, kind)
     return weight + cap.update(step, cap.init(weight), weight)[0]
+
+
+def of_values(values, steps, w_max, kind):
+    """What becomes of singular values: two diagonal matrices in one stack."""
+    weight, step = (
+        jnp.stack([jnp.diag(jnp.full(SIZE, v, float))] * 2) for v in (values, steps)
+    )
+    capped = after(weight, step, w_max, kind)
+    now = jnp.diagonal(capped[1])
+    # Diagonal matrices stay so: the vectors are kept.
+    np.testing.assert_allclose(capped[0], jnp.diag(now), atol=1e-12)
+    return now
 
 
 def values(matrix):
@@ -33,84 +48,77 @@ def values(matrix):
 class TestCap:
     @pytest.mark.parametrize("kind", KINDS[:-1])
     def test_norm_stays_below_the_cap_whatever_the_step(self, kind):
-        """RMS norms, of stacks too; steps many times longer than the cap."""
+        """Of each matrix of a stack; steps many times longer than the cap."""
+        shape = (2, SIZE, SIZE)
         for seed, size in enumerate((1e-3, 0.3, 3.0, 1e4)):
-            weight, step = normal(seed, 2, 3, 5), size * normal(seed + 9, 2, 3, 5)
+            weight, step = normal(seed, *shape), size * normal(seed + 9, *shape)
             for w_max in (0.01, 0.8):
-                capped = after(weight, step, w_max, kind)
-                largest = values(capped)[:, 0] * np.sqrt(5 / 3)
+                largest = values(after(weight, step, w_max, kind))[:, 0]
                 assert np.all(largest <= w_max * (1 + 1e-12)), (size, largest)
 
-    def test_soft_cap_sends_the_reach_to_the_cap(self):
-        """A step along the leading vectors, as long as the reach says: w_max comes out.
+    def test_the_norm_is_that_of_root_mean_squares(self):
+        """Four rows and nine columns: a spectral norm of 2/3 is an RMS norm of one."""
+        wide = after(normal(0, 4, 9), jnp.zeros((4, 9)), 1.0, "svd")
+        np.testing.assert_allclose(values(wide)[0], 2 / 3)
 
-        `k = w_max + |step|`; the norm bound's excess of some percent lowers it a bit.
+    def test_soft_cap_sends_the_reach_to_the_cap(self):
+        """From the cap a step along the leading vector ends at the cap.
+
+        The norm bounds' excess of some percent of the step lowers it a bit.
         """
-        vector = jnp.ones(25) / 5
-        unit = jnp.outer(vector, vector)
         for length in (1e-3, 0.05, 0.2):
-            got = values(after(unit, length * unit, 1.0, "soft"))[0]
+            first = jnp.zeros(SIZE).at[0].set(1.0)
+            got = of_values(first, length * first, 1.0, "soft")[0]
             assert 1 - 0.12 * length <= got <= 1 + 1e-12
 
-    def test_soft_cap_is_increasing_and_keeps_the_vectors(self):
-        before = jnp.linspace(0.02, 0.98, 25)
+    def test_soft_cap_is_increasing(self):
+        before = jnp.linspace(0.02, 0.98, SIZE)
         for length in (0.01, 0.25, 2.0):
-            weight, step = jnp.diag(before), length * jnp.eye(25)
-            capped = after(weight, step, 1.0, "soft")
-            now = jnp.diag(capped)
-            np.testing.assert_allclose(capped, jnp.diag(now), atol=1e-12)
+            now = of_values(before, length, 1.0, "soft")
             # After a very long step the largest values all stand at the cap.
             assert np.all(np.diff(now) > (0 if length < 1 else -1e-12))
             assert np.all(now <= before + length)
 
     def test_soft_cap_hardly_moves_small_values(self):
         """The relative shrinkage is of fourth order in the value."""
-        before = jnp.full(25, 0.01).at[0].set(0.9)
-        now = jnp.diag(after(jnp.diag(before), 0.1 * jnp.diag(before), 1.0, "soft"))
+        before = jnp.full(SIZE, 0.01).at[0].set(0.9)
+        now = of_values(before, 0.1 * before, 1.0, "soft")
         np.testing.assert_allclose(now[1:], 1.1 * before[1:], rtol=1e-3)
 
     def test_svd_is_the_minimum_and_idempotent(self):
-        weight = normal(0, 2, 3, 5)
-        zero = jnp.zeros_like(weight)
-        once = after(weight, zero, 1.0, "svd")
-        limit = np.sqrt(3 / 5)
-        np.testing.assert_allclose(values(once), np.minimum(values(weight), limit))
-        np.testing.assert_allclose(after(once, zero, 1.0, "svd"), once, atol=1e-12)
+        before = jnp.linspace(0.05, 3.0, SIZE)
+        once = of_values(before, 0.0, 1.0, "svd")
+        np.testing.assert_allclose(once, np.minimum(before, 1), rtol=1e-12)
+        np.testing.assert_allclose(of_values(once, 0.0, 1.0, "svd"), once, rtol=1e-12)
 
     def test_hard_cap_is_the_minimum_to_five_percent(self):
-        weight = jnp.diag(jnp.linspace(0.05, 3.0, 25))
-        now = jnp.diag(after(weight, jnp.zeros_like(weight), 1.0, "hard"))
-        np.testing.assert_allclose(now, np.minimum(jnp.diag(weight), 1.0), rtol=0.06)
+        before = jnp.linspace(0.05, 3.0, SIZE)
+        now = of_values(before, 0.0, 1.0, "hard")
+        np.testing.assert_allclose(now, np.minimum(before, 1), rtol=0.06)
 
     def test_normalise_leaves_small_matrices_alone(self):
-        weight, zero = normal(1, 25, 25), jnp.zeros((25, 25))
-        np.testing.assert_allclose(
-            after(weight, zero, 100.0, "normalize"), weight, rtol=1e-15
-        )
-        shrunk = after(weight, zero, 0.5, "normalize")
-        np.testing.assert_allclose(
-            shrunk / weight, shrunk[0, 0] / weight[0, 0], rtol=1e-10
-        )
+        before = jnp.linspace(0.05, 3.0, SIZE)
+        same = of_values(before, 0.0, 100.0, "normalize")
+        np.testing.assert_allclose(same, before, rtol=1e-15)
+        ratio = of_values(before, 0.0, 0.5, "normalize") / before
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-10)
 
     def test_hammer_sets_the_largest_value_alone(self):
-        before = jnp.linspace(0.5, 2.0, 25).at[3].set(9.0)
-        weight = jnp.diag(before)
-        hammered = after(weight, jnp.zeros_like(weight), 1.0, "hammer")
-        np.testing.assert_allclose(jnp.diag(hammered), before.at[3].set(1), atol=1e-10)
+        before = jnp.linspace(0.5, 2.0, SIZE).at[3].set(9.0)
+        now = of_values(before, 0.0, 1.0, "hammer")
+        np.testing.assert_allclose(now, before.at[3].set(1), atol=1e-10)
 
     def test_zero_stays_zero_and_vectors_pass(self):
-        zero, vector = jnp.zeros((25, 25)), normal(2, 3)
         for kind in KINDS:
-            if kind != "svd":
-                assert not np.any(after(zero, zero, 1.0, kind))
-        cap, tree = spectral_cap(1.0, "svd"), {"weight": zero, "bias": vector}
-        step = {"weight": zero, "bias": 100 * vector}
-        change, _ = cap.update(step, cap.init(tree), tree)
-        assert not np.any(change["weight"])
-        np.testing.assert_array_equal(change["bias"], 100 * vector)
+            assert not np.any(of_values(0.0, 0.0, 1.0, kind))
+        tree = {"weight": jnp.zeros((SIZE, SIZE)), "bias": normal(2, 3)}
+        step = {"weight": tree["weight"], "bias": 100 * tree["bias"]}
+        cap = spectral_cap(1.0, "svd")
+        change, _ = jax.jit(cap.update)(step, cap.init(tree), tree)
+        np.testing.assert_array_equal(change["bias"], 100 * tree["bias"])
 
     def test_infinite_steps_end_and_show(self):
-        weight = normal(3, 2, 3, 5)
+        weight = normal(3, 2, SIZE, SIZE)
         for bad in (jnp.inf, jnp.nan):
             step = jnp.zeros_like(weight).at[0, 0, 0].set(bad)
             assert not np.all(np.isfinite(after(weight, step, 0.8, "soft")))
@@ -120,21 +128,19 @@ class TestCompanions:
     def test_spectral_weight_decay_shrinks_the_largest_value(self):
         matrix = jnp.diag(jnp.array([4.0, 1.0, 0.5]))
         decay = spectral_weight_decay(0.25)
-        change, _ = decay.update(jnp.zeros((3, 3)), decay.init(matrix), matrix)
+        change, _ = jax.jit(decay.update)(0 * matrix, decay.init(matrix), matrix)
         np.testing.assert_allclose(
             jnp.diag(matrix + change), jnp.array([3.0, 1.0, 0.5]), atol=1e-8
         )
 
     def test_rows_stay_within_the_radius(self):
         table, cap = 3 * normal(0, 20, 6), rms_cap(1.5)
-        change, _ = cap.update(table, cap.init(table), table)
-        capped = table + change
-        sizes = jnp.sqrt(jnp.mean(capped**2, 1))
+        change, _ = jax.jit(cap.update)(table, cap.init(table), table)
+        capped = np.asarray(table + change)
+        sizes = np.sqrt(np.mean(capped**2, 1))
         assert np.all(sizes <= 1.5 * (1 + 1e-12))
-        cosine = jnp.sum(capped * table, 1) / (
-            jnp.linalg.norm(capped, axis=1) * jnp.linalg.norm(table, axis=1)
-        )
-        np.testing.assert_allclose(cosine, 1)
+        lengths = np.linalg.norm(capped, axis=1) * np.linalg.norm(table, axis=1)
+        np.testing.assert_allclose(np.sum(capped * np.asarray(table), 1), lengths)
 
     def test_muon_steps_have_the_learning_rate_s_norm(self):
         """Within the accuracy of six Newton-Schulz steps."""
@@ -149,7 +155,7 @@ class TestCompanions:
     def test_capped_training_stays_capped(self):
         """Adam's steps are far longer than the cap."""
         target = 5 * normal(4, 3, 3)
-        chain = optax.chain(optax.adamw(0.5), spectral_cap(1.0))
+        chain = optax.chain(optax.adamw(0.5), spectral_cap(1.0, "normalize"))
 
         @jax.jit
         def train(weight):
@@ -163,7 +169,7 @@ class TestCompanions:
 
         with jax.numpy_dtype_promotion("standard"):
             norms = train(jnp.eye(3))
-        assert np.all(norms <= 1 + 1e-12) and norms[-1] > 0.9
+        assert np.all(norms <= 1 + 1e-12) and norms[-1] > 0.8
 
 
 def distance(weight, target):
@@ -172,10 +178,10 @@ def distance(weight, target):
 
 CASES = [
     Case(
-        lambda: optax.chain(optax.sgd(0.1), spectral_cap(1.0)),
+        lambda: optax.chain(optax.sgd(0.1), spectral_cap(1.0, "svd")),
         # Quarters: the accumulator of `optax.MultiSteps` is of float32.
         [Smooth(distance, jnp.round(4 * normal(seed, 3, 3)) / 4) for seed in (0, 1)],
-        jnp.eye(3) / 2,
+        2 * jnp.eye(3),
         kind="optimiser",
         max_steps=20,
         xfail={"pytrees": "a matrix is more than its entries"},

@@ -284,5 +284,7 @@ def _project(matrix, convex, lipschitz):
 
 
 def _norm(matrix, nonnegative):
-    method = "collatz" if nonnegative else "svd"
-    return float(spectral_norm_bound(matrix, method=method))
+    return float(_compiled_bound(matrix, method="collatz" if nonnegative else "svd"))
+
+
+_compiled_bound = jax.jit(spectral_norm_bound, static_argnames="method")
