@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from scipy.sparse.csgraph import dijkstra
-from sklearn.datasets import make_moons
 
 from varan.claims import Curve, Measurements
 from varan.lipschitz import manifold_lipschitz
@@ -93,6 +92,8 @@ def gradients(fit, label, name) -> Curve:
 
 def moons(scale, rng) -> dict[str, Any]:
     """One label a moon; validation and test points for the scores alone."""
+    from sklearn.datasets import make_moons
+
     count, held = scale["points"], 1100
     drawn = make_moons(count + held, noise=0.05, random_state=int(rng.integers(2**31)))
     x, y = map(np.asarray, drawn)
