@@ -376,7 +376,8 @@ def rank(ratios, values) -> float:
     """Spearman's rank correlation; 0 where all values are the same."""
     from scipy.stats import spearmanr
 
-    return float(np.nan_to_num(spearmanr(ratios, values)[0]))
+    found = np.asarray(spearmanr(ratios, values))[0]
+    return float(np.nan_to_num(found))
 
 
 def median(values) -> float:
