@@ -45,7 +45,7 @@ from varan.metrics import pgd
 _FILTERS, _CHANNELS, _SIDE, _STRIDE = 8, 3, 3, 3
 _RATE = 1e-2
 _LOSS = 1e-4
-_TEST, _BATCH, _NET_RATE, _ASCENTS = 360, 64, 1e-3, 20
+_BATCH, _NET_RATE = 64, 1e-3
 
 
 def experiment(scale: Mapping[str, Any], seed: int) -> Measurements:
@@ -249,12 +249,13 @@ def trade_off(scale, seed: int):
     images, labels = digit_images()
     data = [images[:, None].astype(np.float32), labels]
     chosen, test, train = (
-        tuple(map(jnp.asarray, part)) for part in split(data, [_TEST, _TEST], seed)
+        tuple(map(jnp.asarray, part)) for part in split(data, [scale["test"]] * 2, seed)
     )
     weights = jnp.asarray(scale["weights"], jnp.float32)
     keys = jax.random.split(jax.random.key(seed), 2)
     nets = trained(keys[0], weights, train, scale["network_steps"])
-    found = measured(nets, chosen, test, jnp.asarray(scale["epsilon"], jnp.float32))
+    epsilon = jnp.asarray(scale["epsilon"], jnp.float32)
+    found = measured(nets, chosen, test, epsilon, scale["ascents"])
     spread = spreads(nets)
     accuracy, robust, by_choice = (np.asarray(v, float) for v in found)
     best = 1 + int(np.argmax(by_choice[1:]))
@@ -337,7 +338,7 @@ def trained(key, weights, data, steps: int) -> DigitNet:
 
 
 @eqx.filter_jit
-def measured(nets: DigitNet, chosen, test, epsilon):
+def measured(nets: DigitNet, chosen, test, epsilon, ascents: int):
     """Accuracy, and accuracy under attack on test and on validation images."""
     params, static = eqx.partition(nets, eqx.is_inexact_array)
 
@@ -348,7 +349,7 @@ def measured(nets: DigitNet, chosen, test, epsilon):
             return jnp.mean((jnp.argmax(jax.vmap(net)(x), 1) == y).astype(x.dtype))
 
         def attacked(x, y):
-            there = pgd(jax.vmap(net), x, y, epsilon, steps=_ASCENTS, bounds=(0.0, 1.0))
+            there = pgd(jax.vmap(net), x, y, epsilon, steps=ascents, bounds=(0.0, 1.0))
             return share(there, y)
 
         return share(*test), attacked(*test), attacked(*chosen)
