@@ -92,6 +92,8 @@ class LDLTBlock(eqx.Module):
     batch under `vmap`, by some Cholesky factorisations and triangular solves: about
     `4 (width^3 + width^2 before)` operations a hidden layer, and for a residual block
     `in_size^3` more. Every block for which the matrix inequality is strict is reached.
+    Over many blocks use `jax.lax.map`: on a processor of few cores, batched
+    factorisations that run side by side can wait for each other's threads for ever.
 
     Args:
         in_size: Entries of the input.
