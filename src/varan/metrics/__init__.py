@@ -1,7 +1,7 @@
 """Metrics: how good predictions are, how easily fooled, how far samples are apart.
 
-All are plain functions of arrays that work under `jit` and `vmap`; the exact interval of
-counts, `clopper_pearson`, is computed on the host.
+All are plain functions of arrays that work under `jit` and `vmap`; the exact interval
+of counts, `clopper_pearson`, is computed on the host.
 """
 
 from typing import TYPE_CHECKING
