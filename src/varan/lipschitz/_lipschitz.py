@@ -184,7 +184,8 @@ def jacobian_bounds(
 
     Returns:
         A box of matrices of shape (rows, *input shape) that contains `C J(x)` for
-        every `x` in `box` and every element of the Clarke Jacobian.
+        every `x` in `box` and every element of the Clarke Jacobian; where the terms of
+        an entry nearly cancel, up to the rounding of those terms.
 
     Raises:
         ValueError: an unknown choice or `rows` of the wrong shape.
