@@ -21,6 +21,7 @@ from varan.lipschitz import (
     Box,
     bounds,
     certified_radius,
+    exact_bounds,
     exact_lipschitz,
     jacobian_bounds,
     jvp_bounds,
@@ -409,6 +410,39 @@ def test_the_oracle_counts_cells_and_stops_at_its_budget():
     assert not cut.complete
     with pytest.raises(ValueError, match="piecewise linear"):
         exact_lipschitz(jnp.tanh, box)
+
+
+def test_exact_values_where_the_output_is_an_activation():
+    weight = jnp.array([[1.0, -2.0], [3.0, 0.5]])
+
+    def model(x):
+        return jax.nn.relu(weight @ x)
+
+    box = Box.linf(jnp.zeros(2), 1.0)
+    np.testing.assert_allclose(exact_lipschitz(model, box).per_row, [3.0, 3.5])
+    reached = exact_bounds(model, box)
+    np.testing.assert_allclose(reached.lower, [0.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(reached.upper, [3.0, 3.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_cancels_is_rounded_outward(dtype):
+    """Two large neurons that nearly undo each other: what is left is below rounding."""
+    first = jnp.array([[3.0, 1.0], [3.0, 1.0 + 2.0**-20]], dtype)
+    last = 1000.0 * jnp.array([[1.0, -1.0 - 2.0**-20]], dtype)
+    bias = jnp.full(2, 7.3, dtype)
+    model = ([first, last], [bias, jnp.zeros(1, dtype)])
+    box = Box.linf(jnp.full(2, 0.1, dtype), 0.01)
+    exact = np.asarray(last, float) @ np.asarray(first, float)
+    found = jacobian_bounds(model, box)
+    assert np.all(np.asarray(found.lower, float) <= exact)
+    assert np.all(exact <= np.asarray(found.upper, float))
+    out = bounds(model, box)
+    sides = (np.asarray(side, float) for side in (box.lower, box.upper))
+    for corner in itertools.product(*zip(*sides, strict=True)):
+        hidden = np.asarray(first, float) @ corner + np.asarray(bias, float)
+        value = np.asarray(last, float) @ hidden
+        assert np.asarray(out.lower, float) <= value <= np.asarray(out.upper, float)
 
 
 BOX = Box.linf(jnp.zeros(3), 0.1)

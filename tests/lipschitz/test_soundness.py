@@ -6,17 +6,18 @@ import pytest
 from varan.claims.lipschitz import _soundness as soundness
 
 
-def test_no_certified_number_is_on_the_wrong_side():
-    """Integers in single precision: kinks are hit exactly, rounding is largest."""
-    family = dict(shape="plain", activation="relu", lattice=True, dtype="float32")
+@pytest.mark.parametrize("weights", ["integers", "cancelling"])
+def test_no_certified_number_is_on_the_wrong_side(weights):
+    """In single precision, where kinks are hit exactly or rounding is largest."""
+    family = dict(shape="plain", activation="relu", weights=weights, dtype="float32")
     count = soundness.sampled(1000, 60, **family)
     assert count.comparisons > 60 * 1000
     assert count.violations == 0, count
 
 
-@pytest.mark.parametrize("lattice", [False, True])
-def test_nor_is_one_against_exact_values(lattice):
-    count = soundness.enumerated(1000, 4, lattice=lattice)
+@pytest.mark.parametrize("weights", ["normal", "integers"])
+def test_nor_is_one_against_exact_values(weights):
+    count = soundness.enumerated(1000, 4, weights=weights)
     assert count.comparisons >= 4 * 20
     assert count.violations == 0, count
 

@@ -39,7 +39,17 @@ def _structural(positions: Callable[[Any], tuple[int, ...]], builder, eqn, input
         bias = linear(*blanks, operands=consts)
     parents = tuple(inputs[k].node for k in nodes)
     shape = eqn.outvars[0].aval.shape
-    return builder.add(Affine(parents, shape, linear, linear, bias))
+    return builder.add(Affine(parents, shape, *_all_positive(linear), bias))
+
+
+def _all_positive(linear):
+    return linear, linear, linear, None
+
+
+def _weighted(apply, weight):
+    """A map that is linear in its coefficients too, and its three companions."""
+    sides = jnp.abs(weight), jnp.maximum(weight, 0), jnp.maximum(-weight, 0)
+    return [partial(apply, w) for w in (weight, *sides)]
 
 
 def _operand(k: int):
@@ -73,8 +83,7 @@ def _bilinear(builder, eqn, inputs):
         Affine(
             (inputs[k].node,),
             eqn.outvars[0].aval.shape,
-            partial(apply, weight),
-            partial(apply, jnp.abs(weight)),
+            *_weighted(apply, weight),
             matrix=_matrix(eqn, k, weight),
         )
     )
@@ -100,10 +109,15 @@ def _scale(builder, eqn, inputs):
         return None
     factor = jnp.asarray(inputs[1 - k].value, builder.dtype)
     factor = 1 / factor if name == "div" else factor
-    magnitude = jnp.abs(factor)
-    return builder.add(
-        Affine((inputs[k].node,), shape, lambda x: x * factor, lambda x: x * magnitude)
-    )
+    maps = _weighted(lambda w, x: x * w, factor)
+    return builder.add(Affine((inputs[k].node,), shape, *maps))
+
+
+def _same(x):
+    return x
+
+
+_NEGATION = (lambda x: -x, _same, None, _same)
 
 
 def _sum(builder, eqn, inputs):
@@ -112,36 +126,26 @@ def _sum(builder, eqn, inputs):
     shape = eqn.outvars[0].aval.shape
     a, b = inputs
     if isinstance(a, Value) and isinstance(b, Value):
-        return builder.add(
-            Affine(
-                (a.node, b.node),
-                shape,
-                (lambda x, y: x - y) if sign < 0 else (lambda x, y: x + y),
-                lambda x, y: x + y,
-            )
-        )
+        maps = _all_positive(lambda x, y: x + y)
+        if sign < 0:
+            first, second = lambda x, y: x + 0 * y, lambda x, y: 0 * x + y
+            maps = (lambda x, y: x - y, maps[0], first, second)
+        return builder.add(Affine((a.node, b.node), shape, *maps))
     node, const = (a, b) if isinstance(a, Value) else (b, a)
     if builder.nodes[node.node].shape != shape:
         return None
     negated = sign < 0 and node is b
     bias = jnp.asarray(const.value, builder.dtype)
     bias = -bias if sign < 0 and node is a else bias
-    linear = (lambda x: -x) if negated else (lambda x: x)
-    return builder.add(
-        Affine(
-            (node.node,),
-            shape,
-            linear,
-            lambda x: x,
-            jnp.broadcast_to(bias, shape),
-            identity=not negated,
-        )
-    )
+    bias = jnp.broadcast_to(bias, shape)
+    maps = _NEGATION if negated else _all_positive(_same)
+    node = Affine((node.node,), shape, *maps, bias, identity=not negated)
+    return builder.add(node)
 
 
 def _negate(builder, eqn, inputs):
     shape = eqn.outvars[0].aval.shape
-    return builder.add(Affine((inputs[0].node,), shape, lambda x: -x, lambda x: x))
+    return builder.add(Affine((inputs[0].node,), shape, *_NEGATION))
 
 
 def _maximum(builder, eqn, inputs):

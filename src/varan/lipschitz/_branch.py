@@ -135,15 +135,15 @@ def _children(
         intervals = layout.intervals(lower, upper)
         alive = parent.alive
         if reforward:
-            intervals, lines, _ = preactivations(graph, box, "crown", intervals)
+            intervals, lines, *_ = preactivations(graph, box, "crown", intervals)
             lower, upper = (layout.flat(_side(intervals, k)) for k in (0, 1))
             # A strict side may cross a range that ends within the cut.
-            alive = alive & jnp.all(lower <= upper + 2 * cut)
+            alive = alive & ~jnp.any(lower > upper + 2 * cut)
         else:
             curves = {k: graph.nodes[k].curve for k in layout.indices}
             lines = {k: expand(curves[k].lines(*intervals[k])) for k in layout.indices}
         intervals = layout.intervals(lower, jnp.maximum(lower, upper))
-        state = state_of(graph, intervals, lines, linear=linear)
+        state = state_of(graph, box, intervals, lines, linear=linear)
         size = lower.size
         known = layout.intervals(parent.below[:size], parent.above[:size])
         shape = graph.nodes[0].shape
@@ -158,7 +158,7 @@ def _children(
             )
             for k in (0, 1)
         )
-        bound = jnp.minimum(found.norm, parent.bound)
+        bound = jnp.fmin(found.norm, parent.bound)  # NaN says nothing
         split = _choose(layout, state.slopes, found, heuristic)
         return _Branches(lower, upper, below, above, bound, split, alive)
 

@@ -133,11 +133,10 @@ class SmoothCurve(NamedTuple):
         points = [a, b, *(jnp.clip(t, a, b) for t in self.turns)]
         values = jnp.stack([slope(z) for z in points])
         low, high = self.limits
-        # The noise of a slope such as GELU's: 1 - tanh^2 times a cubic, below 64 eps.
-        margin = 64 * jnp.finfo(l.dtype).eps
+        noise = _slope_noise(l.dtype)
         return (
-            jnp.where(finite, jnp.min(values, 0) - margin, low),
-            jnp.where(finite, jnp.max(values, 0) + margin, high),
+            jnp.where(finite, jnp.maximum(jnp.min(values, 0) - noise, low), low),
+            jnp.where(finite, jnp.minimum(jnp.max(values, 0) + noise, high), high),
         )
 
     def lines(self, l: Array, u: Array, slope: Array | None = None) -> Lines:
@@ -146,10 +145,20 @@ class SmoothCurve(NamedTuple):
 
     def slope_lines(self, l: Array, u: Array) -> Lines:
         """Lines that enclose the derivative over `[l, u]`."""
-        return _lines(_derivative(self.function), self.bends, l, u)
+        lines = _lines(_derivative(self.function), self.bends, l, u)
+        noise = _slope_noise(l.dtype)
+        return lines._replace(
+            lower_offset=lines.lower_offset - noise,
+            upper_offset=lines.upper_offset + noise,
+        )
 
 
 Curve = PiecewiseLinear | SmoothCurve
+
+
+def _slope_noise(dtype) -> float:
+    """Of a slope such as GELU's: 1 - tanh^2 times a cubic, where it is small too."""
+    return 64 * float(jnp.finfo(dtype).eps)
 
 
 def _derivative(function):
@@ -186,7 +195,9 @@ def _upper_line(function, turns, l: Array, u: Array) -> tuple[Array, Array]:
     ]
     heights = jnp.stack([function(z) - k * z for z in points])
     reach = jnp.maximum(jnp.abs(l), jnp.abs(u))
-    scale = jnp.max(jnp.abs(heights), 0) + jnp.abs(k) * reach
+    # Near zero a function such as GELU is what is left of numbers of its argument's
+    # size.
+    scale = jnp.max(jnp.abs(heights), 0) + (1 + jnp.abs(k)) * reach
     offset = jnp.max(heights, 0) + 8 * jnp.finfo(l.dtype).eps * scale
     best = jnp.argmin(lax.stop_gradient(offset + k * middle), 0, keepdims=True)
     k, offset = (jnp.take_along_axis(v, best, 0)[0] for v in (k, offset))

@@ -14,7 +14,7 @@ multiplications, the first product of every pass being the weight matrix itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array
 from ..core._checks import check_choice, is_traced
 from ._curves import Lines
 from ._graph import BoundGraph
-from ._nodes import Activation, Input
+from ._nodes import Activation
 from ._sets import Box
 
 ForwardMethod = Literal["ibp", "crown", "alpha"]
@@ -34,7 +34,7 @@ FORWARD_METHODS = ("ibp", "crown", "alpha")
 
 Interval = tuple[Array, Array]
 
-# Outward widening of a concretised bound, in units of rounding of its largest terms.
+# Outward widening of a bound, in units of rounding of the sizes of its terms.
 _ROUNDINGS = 4
 
 
@@ -74,22 +74,30 @@ def signed(rows: Array, lower: Array, upper: Array) -> Array:
 
 
 def pull_back(
-    graph: BoundGraph, seeds: dict[int, Rows], lines: dict[int, Lines]
-) -> tuple[Array, Array]:
+    graph: BoundGraph,
+    seeds: dict[int, Rows],
+    lines: dict[int, Lines],
+    sizes: dict[int, Array],
+) -> tuple[Array, Array, Array]:
     """Upper-bounds `sum rows . node` by a linear function of the input.
+
+    Whatever node the coefficients have come to, they times its value are what is
+    bounded: so a product's rounding counts with the sizes of that value's terms, also
+    where coefficients cancel.
 
     Args:
         graph: The network.
         seeds: Coefficients of the nodes to bound, rows first.
         lines: Enclosing lines of every activation below the seeds, with a leading
             axis of length 1 or the number of rows.
+        sizes: How large the terms are that each node below the seeds adds up.
 
     Returns:
-        The coefficients of the input and the offsets.
+        The coefficients of the input, the offsets, and the sizes of all terms.
     """
     dtype = graph.dtype
     pending = dict(seeds)
-    offset = jnp.zeros((), dtype)
+    offset = scale = jnp.zeros((), dtype)
     for index in range(max(pending), 0, -1):
         rows = pending.pop(index, None)
         if rows is None:
@@ -99,6 +107,7 @@ def pull_back(
             if isinstance(rows, SignedIdentity):
                 rows = rows.dense(node.shape, dtype)
             line = lines[index]
+            scale = scale + weigh(jnp.abs(rows), sizes[index][None])
             offset = offset + weigh(
                 rows, signed(rows, line.lower_offset, line.upper_offset)
             )
@@ -106,6 +115,10 @@ def pull_back(
         else:
             if node.bias is not None:
                 offset = offset + _bias_of(rows, node.bias)
+            if not isinstance(rows, SignedIdentity):
+                scale = scale + weigh(jnp.abs(rows), sizes[index][None])
+            elif node.bias is not None:
+                scale = scale + jnp.abs(_bias_of(rows, node.bias))
             parts = _pull_affine(graph, index, rows)
         for parent, part in zip(node.parents, parts, strict=True):
             shape = graph.nodes[parent].shape
@@ -113,7 +126,8 @@ def pull_back(
     rows = pending[0]
     if isinstance(rows, SignedIdentity):
         rows = rows.dense(graph.nodes[0].shape, dtype)
-    return rows, offset
+    # How much is lost by rounding is not to be differentiated.
+    return rows, offset, lax.stop_gradient(scale)
 
 
 def _bias_of(rows: Rows, bias: Array) -> Array:
@@ -136,13 +150,16 @@ def _pull_affine(graph: BoundGraph, index: int, rows: Rows) -> tuple[Rows, ...]:
     return jax.vmap(lambda row: graph.transpose(index, row))(rows)
 
 
-def concretise(rows: Array, offset: Array, box: Box) -> Array:
-    """The maximum of `rows . x + offset` over the box, rounded outward."""
+def concretise(rows: Array, offset: Array, scale: Array, box: Box) -> Array:
+    """The maximum of `rows . x + offset` over the box, rounded outward.
+
+    `scale` is the size of the terms that gave the rows and the offset.
+    """
     flat = rows.reshape(rows.shape[0], -1)
     centre, radius = jnp.ravel(box.centre), jnp.ravel(box.radius)
     spread = jnp.abs(flat) @ jnp.stack([radius, jnp.abs(centre) + radius], 1)
     value = flat @ centre + spread[:, 0] + offset
-    scale = spread[:, 1] + jnp.abs(offset)
+    scale = scale + spread[:, 1] + jnp.abs(offset)
     return value + _ROUNDINGS * jnp.finfo(value.dtype).eps * scale
 
 
@@ -157,6 +174,23 @@ def intersect(a: Interval, b: Interval) -> Interval:
     return jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])
 
 
+def largest(interval: Interval) -> Array:
+    """The largest size of a number in an interval."""
+    return jnp.maximum(*map(jnp.abs, interval))
+
+
+def term_sizes(graph: BoundGraph, index: int, parents: list[Interval]) -> Array:
+    """How large the terms are that a node adds up, in all, over its parents' ranges."""
+    node = graph.nodes[index]
+    if isinstance(node, Activation):
+        ((l, u),) = parents
+        outer = largest(interval_activation(node.curve, l, u))
+        # A line's slope is one of the curve's; its offset is what is left of a value.
+        return outer + 2 * largest(node.curve.slope_range(l, u)) * largest((l, u))
+    size = node.magnitude(*map(largest, parents))
+    return size if node.bias is None else size + jnp.abs(node.bias)
+
+
 def interval_affine(graph: BoundGraph, index: int, parents: list[Interval]) -> Interval:
     """An affine node over intervals of its parents."""
     node = graph.nodes[index]
@@ -165,7 +199,8 @@ def interval_affine(graph: BoundGraph, index: int, parents: list[Interval]) -> I
     if node.bias is not None:
         middle = middle + node.bias
     eps = _ROUNDINGS * jnp.finfo(middle.dtype).eps
-    radius = radius + eps * (jnp.abs(middle) + radius)
+    lost = eps * term_sizes(graph, index, parents)
+    radius = radius + lax.stop_gradient(lost)
     return middle - radius, middle + radius
 
 
@@ -178,21 +213,40 @@ def interval_activation(curve, l: Array, u: Array) -> Interval:
     """The range of a curve over an interval, from its constant and its chord lines."""
     ends = curve(l), curve(u)
     low, high = jnp.minimum(*ends), jnp.maximum(*ends)
+    eps = _ROUNDINGS * jnp.finfo(l.dtype).eps
     if not curve.smooth:
         inside = (l <= 0) & (u >= 0)
         zero = jnp.zeros_like(l)
         low = jnp.where(inside, jnp.minimum(low, zero), low)
-        return low, jnp.where(inside, jnp.maximum(high, zero), high)
+        high = jnp.where(inside, jnp.maximum(high, zero), high)
+        if {abs(curve.negative), abs(curve.positive)} <= {0, 1}:
+            return low, high
+        return low - eps * jnp.abs(low), high + eps * jnp.abs(high)
     least, most = curve.slope_range(l, u)
     # |f(z) - f(m)| is at most the distance times the steepest slope: it encloses
     # what the two ends miss when the curve is not monotone in between.
     middle, half = curve(l + (u - l) / 2), (u - l) / 2
     steepest = jnp.maximum(jnp.abs(least), jnp.abs(most))
     monotone = (least >= 0) | (most <= 0)
-    eps = _ROUNDINGS * jnp.finfo(l.dtype).eps
     low = jnp.where(monotone, low, middle - steepest * half)
     high = jnp.where(monotone, high, middle + steepest * half)
     return low - eps * jnp.abs(low), high + eps * jnp.abs(high)
+
+
+class Forward(NamedTuple):
+    """What is known of a network's values over a box.
+
+    Args:
+        intervals: Of the argument of every activation.
+        lines: Enclosing every activation, with a leading axis of length 1.
+        sizes: Of the terms that every node adds up.
+        output: The output's interval.
+    """
+
+    intervals: dict[int, Interval]
+    lines: dict[int, Lines]
+    sizes: dict[int, Array]
+    output: Interval
 
 
 def preactivations(
@@ -200,7 +254,7 @@ def preactivations(
     box: Box,
     method: ForwardMethod,
     known: dict[int, Interval] | None = None,
-) -> tuple[dict[int, Interval], dict[int, Lines], Interval]:
+) -> Forward:
     """Bounds of the argument of every activation, their lines, and of the output.
 
     Args:
@@ -213,28 +267,48 @@ def preactivations(
             a branch).
 
     Returns:
-        Intervals by activation, enclosing lines by activation, the output's interval.
+        The bounds, and what the passes that follow need.
     """
-    values: dict[int, Interval] = {}
+    values: dict[int, Interval] = {0: (box.lower, box.upper)}
     found: dict[int, Interval] = {}
     lines: dict[int, Lines] = {}
-    for index, node in enumerate(graph.nodes):
-        if isinstance(node, Input):
-            values[index] = (box.lower, box.upper)
-        elif isinstance(node, Activation):
+    sizes: dict[int, Array] = {}
+    for index, node in enumerate(graph.nodes[1:], 1):
+        around = [values[p] for p in node.parents]
+        if isinstance(node, Activation):
             (parent,) = node.parents
-            interval = _tighten(graph, box, parent, method, lines, values[parent])
+            interval = _tighten(graph, box, parent, method, lines, sizes, *around)
             if known is not None:
                 interval = intersect(interval, known[index])
             found[index] = interval
+            around = [_ordered(interval)]
             if method != "ibp":
-                lines[index] = expand(node.curve.lines(*_ordered(interval)))
-            values[index] = interval_activation(node.curve, *_ordered(interval))
-        else:
-            values[index] = interval_affine(
-                graph, index, [values[p] for p in node.parents]
-            )
-    return found, lines, values[graph.output]
+                lines[index] = expand(node.curve.lines(*around[0]))
+        values[index] = _interval_node(graph, index, around)
+        sizes[index] = term_sizes(graph, index, around)
+    return Forward(found, lines, sizes, values[graph.output])
+
+
+def _interval_node(graph: BoundGraph, index: int, parents: list[Interval]) -> Interval:
+    node = graph.nodes[index]
+    if isinstance(node, Activation):
+        return interval_activation(node.curve, *parents[0])
+    return interval_affine(graph, index, parents)
+
+
+def sizes_over(
+    graph: BoundGraph, box: Box, intervals: dict[int, Interval]
+) -> dict[int, Array]:
+    """The sizes of every node's terms where the activations' arguments are known."""
+    values: dict[int, Interval] = {0: (box.lower, box.upper)}
+    sizes: dict[int, Array] = {}
+    for index, node in enumerate(graph.nodes[1:], 1):
+        around = [values[p] for p in node.parents]
+        if isinstance(node, Activation):
+            around = [intervals[index]]
+        values[index] = _interval_node(graph, index, around)
+        sizes[index] = term_sizes(graph, index, around)
+    return sizes
 
 
 def _ordered(interval: Interval) -> Interval:
@@ -244,15 +318,15 @@ def _ordered(interval: Interval) -> Interval:
     return l, jnp.maximum(l, u)
 
 
-def _tighten(graph, box, target, method, lines, interval: Interval) -> Interval:
+def _tighten(graph, box, target, method, lines, sizes, interval: Interval) -> Interval:
     if method == "ibp" or (not lines and _is_one_map(graph, target)):
         return interval  # intervals are exact through one affine map
     seeds = {target: SignedIdentity(graph.size(target))}
     shape = graph.nodes[target].shape
     if method == "alpha" and lines:
-        upper = optimised_upper_bound(graph, box, seeds, lines)
+        upper = optimised_upper_bound(graph, box, seeds, lines, sizes)
     else:
-        upper = concretise(*pull_back(graph, seeds, lines), box)
+        upper = concretise(*pull_back(graph, seeds, lines, sizes), box)
     return intersect(both_sides(upper, shape), interval)
 
 
@@ -273,6 +347,7 @@ def optimised_upper_bound(
     box: Box,
     seeds: dict[int, Rows],
     lines: dict[int, Lines],
+    sizes: dict[int, Array],
     *,
     max_steps: int = 20,
     stepsize: float = 0.5,
@@ -291,7 +366,7 @@ def optimised_upper_bound(
 
     def bound(slopes: dict[int, Array], lines=lines) -> Array:
         chosen = {k: _with_slope(curves[k], lines[k], slopes[k]) for k in below}
-        return concretise(*pull_back(graph, seeds, {**lines, **chosen}), box)
+        return concretise(*pull_back(graph, seeds, {**lines, **chosen}, sizes), box)
 
     start = {
         k: jnp.broadcast_to(spans[k], (count, *graph.nodes[k].shape)) for k in below
@@ -364,10 +439,9 @@ def poison(valid: Array, tree):
 @eqx.filter_jit
 def _bounds(model, box: Box, method: str) -> Box:
     graph = BoundGraph.from_callable(model, box.lower)
-    _, lines, interval = preactivations(graph, box, method)
+    _, lines, sizes, interval = preactivations(graph, box, method)
     if method != "ibp":
-        tight = _tighten(graph, box, graph.output, method, lines, interval)
-        interval = intersect(tight, interval)
+        interval = _tighten(graph, box, graph.output, method, lines, sizes, interval)
     return Box(*poison(box.valid & box.bounded, interval))
 
 
@@ -393,9 +467,9 @@ def bounds(
 
     Returns:
         A box of the output's shape that contains `model(x)` for every `x` in `box`,
-        widened outward by the rounding of its largest terms. Differentiable in the
-        model's weights; under `vmap` one box a lane. NaN under jit if the box is not
-        finite.
+        widened outward by four units of rounding of the sizes of all terms that any
+        of its sums has, also where these cancel. Differentiable in the model's
+        weights; under `vmap` one box a lane. NaN under jit if the box is not finite.
 
     Raises:
         ValueError: an unknown method, or an unbounded box.

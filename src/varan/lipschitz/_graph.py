@@ -114,6 +114,29 @@ class BoundGraph:
         """The same through the absolute coefficients."""
         return self._transposed(index, self.nodes[index].magnitude)(cotangent)
 
+    def transpose_signed(
+        self, index: int, positive: Array, negative: Array
+    ) -> list[tuple[Array, Array]]:
+        """The sizes of the positive and the negative terms of the parents' cotangents.
+
+        Sums of numbers of one sign only: zero where there are no terms, exactly.
+        """
+        node = self.nodes[index]
+        totals = [
+            [jnp.zeros(self.nodes[p].shape, self.dtype)] * 2 for p in node.parents
+        ]
+        for part, ways in (
+            (node.positive, (positive, negative)),
+            (node.negative, (negative, positive)),
+        ):
+            if part is None:
+                continue
+            for side, cotangent in enumerate(ways):
+                terms = self._transposed(index, part)(cotangent)
+                for total, term in zip(totals, terms, strict=True):
+                    total[side] = total[side] + term
+        return [tuple(total) for total in totals]
+
     def _transposed(self, index: int, linear) -> Callable[[Array], tuple[Array, ...]]:
         shapes = [
             jax.ShapeDtypeStruct(self.nodes[p].shape, self.dtype)
@@ -161,8 +184,8 @@ def _prune(nodes: list[Any], output: int) -> list[Any]:
     order = sorted(needed)
     if output == 0:
         # A model that returns its argument still needs a node of its own.
-        same = Affine((0,), nodes[0].shape, lambda x: x, lambda x: x, identity=True)
-        return [nodes[0], same]
+        shape, same = nodes[0].shape, lambda x: x
+        return [nodes[0], Affine((0,), shape, same, same, same, None, identity=True)]
     new = {old: k for k, old in enumerate(order)}
     return [
         nodes[k]._replace(parents=tuple(new[p] for p in nodes[k].parents))

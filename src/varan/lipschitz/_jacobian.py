@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from ._curves import Lines
@@ -34,9 +35,12 @@ from ._forward import (
     SignedIdentity,
     add_rows,
     both_sides,
+    concretise,
     intersect,
+    largest,
     pull_back,
     signed,
+    sizes_over,
     weigh,
 )
 from ._graph import BoundGraph
@@ -47,6 +51,8 @@ JacobianMethod = Literal["crown", "recurjac", "recurjac_strict", "ibp"]
 JACOBIAN_METHODS = ("crown", "recurjac", "recurjac_strict", "ibp")
 
 _ROUNDINGS = 4
+# For each node the sizes of what it adds up, one array for each of its parents.
+Sizes = dict[int, tuple[Array, ...]]
 
 
 class State(NamedTuple):
@@ -56,11 +62,13 @@ class State(NamedTuple):
         slopes: Range of the Clarke derivative, by activation.
         slope_lines: Lines enclosing the derivative in its state, where they are used.
         lines: Enclosing lines of the activations, for pulling state terms back.
+        sizes: Of the terms that every node adds up, where there are slope lines.
     """
 
     slopes: dict[int, Interval]
     slope_lines: dict[int, Lines]
     lines: dict[int, Lines]
+    sizes: dict[int, Array]
 
 
 class Cotangents(NamedTuple):
@@ -81,6 +89,7 @@ class Cotangents(NamedTuple):
 
 def state_of(
     graph: BoundGraph,
+    box: Box,
     intervals: dict[int, Interval],
     lines: dict[int, Lines],
     *,
@@ -93,7 +102,8 @@ def state_of(
         slopes[index] = curve.slope_range(l, u)
         if linear and curve.smooth:
             slope_lines[index] = Lines(*(v[None] for v in curve.slope_lines(l, u)))
-    return State(slopes, slope_lines, lines)
+    sizes = sizes_over(graph, box, intervals) if slope_lines else {}
+    return State(slopes, slope_lines, lines, sizes)
 
 
 class _Product(NamedTuple):
@@ -191,8 +201,13 @@ def push_forward(
     products: dict[int, _Product],
     state: State,
     box: Box,
+    sizes: Sizes,
 ) -> tuple[Array, dict[int, Array]]:
     """Upper bounds of `rows . g_start`, with `g` the cotangent of a node.
+
+    Whatever node the coefficients have come to, they times its cotangent are what is
+    bounded: so a product's rounding counts with the sizes of the cotangent's terms,
+    also where what they make of an entry cancels.
 
     Args:
         graph: The network.
@@ -202,6 +217,7 @@ def push_forward(
         products: Lines of `v = g d` for every activation after `start`.
         state: The activations' state.
         box: The inputs; only used where a line depends on the state.
+        sizes: Of the terms that every node after `start` adds up.
 
     Returns:
         The bounds, and the coefficients met at every activation.
@@ -216,6 +232,10 @@ def push_forward(
         incoming = [pending.get(p) for p in node.parents]
         if all(r is None for r in incoming):
             continue
+        for rows, size in zip(incoming, sizes[index], strict=True):
+            exact = isinstance(rows, SignedIdentity) or getattr(node, "identity", False)
+            if rows is not None and not exact:
+                scale = scale + weigh(jnp.abs(rows), size[None])
         if not isinstance(node, Activation):
             pending[index] = _push_affine(graph, index, incoming)
             continue
@@ -240,13 +260,57 @@ def push_forward(
         offset = offset + weigh(last, c[None])
         scale = scale + weigh(jnp.abs(last), jnp.abs(c)[None])
     if states:
-        on_input, constant = pull_back(graph, states, state.lines)
-        size = jnp.abs(on_input)
-        term = weigh(on_input, box.centre[None]) + weigh(size, box.radius[None])
-        offset = offset + term + constant
-        reach = jnp.abs(box.centre) + box.radius
-        scale = scale + weigh(size, reach[None]) + jnp.abs(constant)
-    return offset + _ROUNDINGS * jnp.finfo(dtype).eps * scale, met
+        pulled = pull_back(graph, states, state.lines, state.sizes)
+        offset = offset + concretise(*pulled, box)
+    lost = _ROUNDINGS * jnp.finfo(dtype).eps * scale
+    return offset + lax.stop_gradient(lost), met
+
+
+class _Terms:
+    """The sizes of cotangents' terms, from the output back as far as they are known.
+
+    A positive and a negative size for every entry; zero, exactly, where an entry has
+    no term of that sign.
+    """
+
+    def __init__(self, graph: BoundGraph, state: State, c: Array):
+        self.graph, self.state = graph, state
+        self.parts: dict[int, Interval] = {graph.output: _by_sign((c, c))}
+        self.sizes: Sizes = {}
+        self.done = graph.output + 1
+
+    def back_to(self, start: int, cotangents: dict[int, Interval]) -> Sizes:
+        """What each node after `start` adds up, a size an entry of each parent."""
+        zero = jnp.zeros((), self.graph.dtype)
+        for index in range(self.done - 1, start, -1):
+            node = self.graph.nodes[index]
+            positive, negative = self.parts.pop(index, (zero, zero))
+            if isinstance(node, Activation):
+                slopes = self.state.slopes[index]
+                found = [_by_sign(interval_product(*cotangents[index], *slopes))]
+            elif positive is zero:
+                found = [(zero, zero) for _ in node.parents]
+            else:
+                found = self.graph.transpose_signed(index, positive, negative)
+            self.sizes[index] = tuple(p + n for p, n in found)
+            for parent, pair in zip(node.parents, found, strict=True):
+                before = self.parts.get(parent, (zero, zero))
+                self.parts[parent] = before[0] + pair[0], before[1] + pair[1]
+        self.done = start + 1
+        return self.sizes
+
+
+def _keep_sign(interval: Interval, positive: Array, negative: Array) -> Interval:
+    """The interval of what has only terms of one sign ends at zero."""
+    l, u = interval
+    l = jnp.where(negative > 0, l, jnp.maximum(l, 0))
+    return l, jnp.where(positive > 0, u, jnp.minimum(u, 0))
+
+
+def _by_sign(interval: Interval) -> Interval:
+    """Sizes of the positive and of the negative numbers of an interval."""
+    l, u = interval
+    return jnp.maximum(u, 0), jnp.maximum(-l, 0)
 
 
 def cotangent_bounds(
@@ -277,20 +341,22 @@ def cotangent_bounds(
     cotangents: dict[int, Interval] = {}
     products: dict[int, _Product] = {}
     linear: dict[int, _Product] = {}
+    terms = _Terms(graph, state, c)
 
     def enclose(index: int) -> Interval:
         rows = SignedIdentity(graph.size(index))
         shape = graph.nodes[index].shape
+        sizes = terms.back_to(index, cotangents)
 
         def one(lines):
-            upper, _ = push_forward(graph, index, rows, c, lines, state, box)
+            upper, _ = push_forward(graph, index, rows, c, lines, state, box, sizes)
             upper = jnp.broadcast_to(upper, (2 * graph.size(index),))
             return both_sides(upper, shape)
 
         interval = one(products)
-        return (
-            intersect(one(linear), interval) if _differ(linear, products) else interval
-        )
+        if _differ(linear, products):
+            interval = intersect(one(linear), interval)
+        return _keep_sign(interval, *terms.parts[index])
 
     for index in reversed(graph.activations):
         interval = enclose(index)
@@ -312,9 +378,10 @@ def cotangent_bounds(
     if known is not None:
         gradient = intersect(gradient, known[1])
     gradient = gradient[0], jnp.maximum(*gradient)
-    norm, met = norm_bound(graph, box, state, c, gradient, products)
+    sizes = terms.sizes
+    norm, met = norm_bound(graph, box, state, c, gradient, products, sizes)
     if _differ(linear, products):
-        other, _ = norm_bound(graph, box, state, c, gradient, linear)
+        other, _ = norm_bound(graph, box, state, c, gradient, linear, sizes)
         norm = jnp.minimum(norm, other)
     return Cotangents(gradient, cotangents, norm, met)
 
@@ -330,6 +397,7 @@ def norm_bound(
     c: Array,
     gradient: Interval,
     products: dict[int, _Product],
+    sizes: Sizes,
 ) -> tuple[Array, dict[int, Array]]:
     """Upper bound of `sum_k |J_k|` by one more pass, and its coefficients."""
     l, u = gradient
@@ -337,10 +405,11 @@ def norm_bound(
     gap = jnp.where(mixed, u - l, 1)
     slope = jnp.where(mixed, (u + l) / gap, jnp.where(l >= 0, 1, -1).astype(l.dtype))
     offset = jnp.sum(jnp.where(mixed, -2 * u * l / gap, 0))
-    upper, met = push_forward(graph, 0, slope[None], c, products, state, box)
-    upper = jnp.broadcast_to(upper, (1,))[0] + offset
+    upper, met = push_forward(graph, 0, slope[None], c, products, state, box, sizes)
+    outward = 1 + _ROUNDINGS * float(jnp.finfo(graph.dtype).eps)
+    upper = jnp.broadcast_to(upper, (1,))[0] + outward * offset
     # Never above the sum of the entries' own bounds, from which the chords came.
-    crude = jnp.sum(jnp.maximum(jnp.abs(l), jnp.abs(u)))
+    crude = outward * jnp.sum(largest((l, u)))
     return jnp.minimum(upper, crude), {k: jnp.abs(a[0]) for k, a in met.items()}
 
 
@@ -370,7 +439,8 @@ def _interval_cotangents(graph: BoundGraph, state: State, c: Array) -> Cotangent
             middle[parent] = middle.get(parent, zero) + pm
             radius[parent] = radius.get(parent, zero) + pr
     m, r = middle[0], radius[0]
-    return Cotangents((m - r, m + r), cotangents, jnp.sum(jnp.abs(m) + r), {})
+    norm = (1 + eps) * jnp.sum(jnp.abs(m) + r)
+    return Cotangents((m - r, m + r), cotangents, norm, {})
 
 
 def directional_bounds(
@@ -389,11 +459,18 @@ def directional_bounds(
         for k, interval in found.cotangents.items()
     }
     rows = jnp.stack([v, -v])
-    upper, _ = push_forward(graph, 0, rows, c, products, state, box)
+    terms = _Terms(graph, state, c)
+    sizes = terms.back_to(0, found.cotangents)
+    upper, _ = push_forward(graph, 0, rows, c, products, state, box, sizes)
     if _differ(linear, products):
-        other, _ = push_forward(graph, 0, rows, c, linear, state, box)
+        other, _ = push_forward(graph, 0, rows, c, linear, state, box, sizes)
         upper = jnp.minimum(upper, other)
-    return both_sides(jnp.broadcast_to(upper, (2,)), ())
+    (rising, falling), (along, against) = terms.parts[0], _by_sign((v, v))
+    return _keep_sign(
+        both_sides(jnp.broadcast_to(upper, (2,)), ()),
+        jnp.sum(along * rising + against * falling),
+        jnp.sum(along * falling + against * rising),
+    )
 
 
 def product_of_norms(graph: BoundGraph) -> Array:

@@ -291,7 +291,7 @@ def _prepare(model, box: Box, forward: str, linear: bool, unbounded: bool):
     """The graph and the activations' intervals and lines over the box."""
     graph = BoundGraph.from_callable(model, box.lower)
     if not unbounded:
-        intervals, lines, _ = preactivations(graph, box, forward)
+        intervals, lines, *_ = preactivations(graph, box, forward)
         if linear and forward == "ibp":
             lines = {
                 k: jax.tree.map(lambda v: v[None], graph.nodes[k].curve.lines(*i))
@@ -310,7 +310,9 @@ def _prepare(model, box: Box, forward: str, linear: bool, unbounded: bool):
 
 def _gradients(model, box, rows, method, forward, linear, unbounded):
     graph, intervals, lines = _prepare(model, box, forward, linear, unbounded)
-    state: State = state_of(graph, intervals, lines, linear=linear and not unbounded)
+    state: State = state_of(
+        graph, box, intervals, lines, linear=linear and not unbounded
+    )
     shaped = as_rows(rows, graph.nodes[-1].shape, graph.dtype)
     safe = (
         Box(jnp.zeros_like(box.lower), jnp.zeros_like(box.lower)) if unbounded else box
@@ -356,7 +358,7 @@ def _entries(model, box, rows, method, forward, linear, unbounded):
 @eqx.filter_jit
 def _directional(model, box, direction, forward, linear, unbounded):
     graph, intervals, lines = _prepare(model, box, forward, linear, unbounded)
-    state = state_of(graph, intervals, lines, linear=linear and not unbounded)
+    state = state_of(graph, box, intervals, lines, linear=linear and not unbounded)
     shaped = as_rows(None, graph.nodes[-1].shape, graph.dtype)
     safe = (
         Box(jnp.zeros_like(box.lower), jnp.zeros_like(box.lower)) if unbounded else box

@@ -36,13 +36,17 @@ class Affine(NamedTuple):
     """A node `sum_k linear_k(parent_k) + bias`.
 
     `magnitude` is the linear map with every coefficient replaced by its absolute
-    value: it carries radii. `matrix` is the map as a matrix where it is stored so.
+    value: it carries radii. `positive` and `negative` have the positive and the
+    negative coefficients' sizes only: they carry signs, without rounding; None for no
+    coefficients. `matrix` is the map as a matrix where it is stored so.
     """
 
     parents: tuple[int, ...]
     shape: tuple[int, ...]
     linear: Callable[..., Array]
     magnitude: Callable[..., Array]
+    positive: Callable[..., Array] | None
+    negative: Callable[..., Array] | None
     bias: Array | None = None
     matrix: Array | None = None
     identity: bool = False

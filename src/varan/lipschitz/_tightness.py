@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core._checks import check_choice, check_finite, check_positive
-from ._forward import interval_activation, interval_affine
+from ._forward import interval_activation, interval_affine, largest
 from ._graph import BoundGraph
 from ._lipschitz import as_rows, check_rows
 from ._milp import exact_bounds
@@ -155,7 +155,8 @@ def interval_bounds(model, box: Box, rows: Array | None) -> tuple[Array, Array]:
     # Sums of as many terms as a row has, rounded outward.
     size = max(np.size(low), 1) ** 0.5
     eps = 4 * size * jnp.finfo(low.dtype).eps
-    radius = radius + eps * (jnp.abs(middle) + jnp.abs(end.offset) + radius)
+    reach = _absorbed(end.rows, largest((low, high)))
+    radius = radius + eps * (reach + jnp.abs(end.offset))
     return middle + end.offset - radius, middle + end.offset + radius
 
 

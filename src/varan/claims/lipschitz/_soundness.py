@@ -2,9 +2,10 @@
 
 Every number that is called a proof is held against values at points of the box, which
 are computed in float64 whatever the precision of the proof: outputs, entries of the
-Jacobian, its norm, and quotients of differences, which also see the kinks. Lattice
-networks have small integers for weights and centres, so that activations stand exactly
-on their kinks; boxes may be points in some entries.
+Jacobian, its norm, and quotients of differences, which also see the kinks. Networks
+with small integers for weights and centres have activations exactly on their kinks;
+those with cancelling weights have large ones in pairs that nearly undo each other, so
+that rounding is large beside what is left. Boxes may be points in some entries.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from varan.lipschitz import (
     Box,
@@ -41,9 +43,11 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "tanh gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
 }
 SHAPES = ("plain", "residual", "convolution")
+WEIGHTS = ("normal", "integers", "cancelling")
 
 
 class Count(NamedTuple):
@@ -102,8 +106,13 @@ def _sizes(shape: str):
     return [(2, 1, 3), (2,), ((CLASSES, 2 * INPUTS), (CLASSES,))]
 
 
-def draw(key, shape: str, lattice):
-    """Weights and a box, in float32 so that either precision holds the same numbers."""
+def draw(key, shape: str, kind):
+    """Weights and a box, in float32 so that either precision holds the same numbers.
+
+    `kind` is a place in `WEIGHTS`; it may be traced.
+    """
+    lattice = kind == WEIGHTS.index("integers")
+    cancels = kind == WEIGHTS.index("cancelling")
     for_weights, for_scale, for_centre, for_radius, for_points = jax.random.split(
         key, 5
     )
@@ -115,6 +124,7 @@ def draw(key, shape: str, lattice):
     def numbers(key, size):
         fan_in = math.prod(size[1:]) if len(size) > 1 else 4
         normal = scale * jax.random.normal(key, size, jnp.float32) / fan_in**0.5
+        normal = jnp.where(cancels, _paired(key, 32 * normal), normal)
         return jnp.where(lattice, _integers(key, size, 2), normal)
 
     keys = jax.random.split(for_weights, len(leaves))
@@ -133,16 +143,28 @@ def draw(key, shape: str, lattice):
     return weights, (centre - radius, centre + radius)
 
 
+def _paired(key, values):
+    """Half of the rows nearly equal to the others, half of the columns opposite."""
+    for axis, sign in zip(range(min(values.ndim, 2)), (1, -1), strict=False):
+        half = values.shape[axis] // 2
+        first, rest = jnp.split(values, [half], axis)
+        noise = jax.random.normal(jax.random.fold_in(key, axis), first.shape, "float32")
+        second = sign * first * (1 + 1e-4 * noise)
+        odd = lax.slice_in_dim(rest, half, rest.shape[axis], axis=axis)
+        values = jnp.concatenate([first, second, odd], axis)
+    return values
+
+
 def _integers(key, size, most):
     return jax.random.randint(key, size, -most, most + 1).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("shape", "activation", "dtype"))
-def compare(keys, *, shape: str, activation: str, lattice, dtype: str):
+def compare(keys, *, shape: str, activation: str, kind, dtype: str):
     """Comparisons, violations and the worst one, for one network a key."""
 
     def one(key):
-        weights, ends = draw(key, shape, lattice)
+        weights, ends = draw(key, shape, kind)
         box = Box(*(end.astype(dtype) for end in ends))
         model = network(
             shape, activation, jax.tree.map(lambda w: w.astype(dtype), weights)
@@ -204,21 +226,21 @@ def _quotients(x, values, bound):
     return excess.size, jnp.sum(~(excess <= 0)), jnp.max(relative)
 
 
-def sampled(seed: int, networks: int, **family) -> Count:
+def sampled(seed: int, networks: int, *, weights: str, **family) -> Count:
     """Counts over random networks of one family; needs 64-bit numbers enabled."""
     keys = jax.random.split(jax.random.key(seed), networks)
-    made, wrong, worst = compare(keys, **family)
+    made, wrong, worst = compare(keys, kind=WEIGHTS.index(weights), **family)
     return Count(networks, int(made.sum()), int(wrong.sum()), float(worst.max()))
 
 
-def enumerated(seed: int, networks: int, *, lattice: bool) -> Count:
+def enumerated(seed: int, networks: int, *, weights: str) -> Count:
     """Counts against exact Lipschitz constants and exact ranges of ReLU networks."""
     total = Count(0, 0, 0, -np.inf)
     for key in jax.random.split(jax.random.key(seed), networks):
-        weights, ends = draw(key, "plain", lattice)
+        layers, ends = draw(key, "plain", WEIGHTS.index(weights))
         box = Box(*(end.astype("float64") for end in ends))
-        weights = jax.tree.map(lambda w: w.astype("float64"), weights)
-        model = tuple(map(list, zip(*weights, strict=True)))
+        layers = jax.tree.map(lambda w: w.astype("float64"), layers)
+        model = tuple(map(list, zip(*layers, strict=True)))
         total = total + _against_exact(model, box)
     return total
 
