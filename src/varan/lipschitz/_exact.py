@@ -26,6 +26,9 @@ from ._lipschitz import Rows, as_rows, check_rows
 from ._nodes import Activation
 from ._sets import Box
 
+# The key of the output's block: the output may be an activation, with a block too.
+OUTPUT = -1
+
 # A cell counts if it holds a ball of this radius, in units of the box's largest side.
 _INTERIOR = 1e-9
 
@@ -96,7 +99,7 @@ def exact_lipschitz(
             "Use `local_lipschitz` for smooth ones."
         )
     # From here on everything is NumPy: thousands of small programs, no array of JAX.
-    blocks = {k: _to_numpy(v) for k, v in _blocks(model, box).items()}
+    blocks = {k: _to_numpy(v) for k, v in affine_blocks(model, box).items()}
     search = _Search(graph, blocks, box, c, max_programs)
     for gradient in search.cells():
         search.record(gradient)
@@ -106,11 +109,11 @@ def exact_lipschitz(
 
 
 @eqx.filter_jit
-def _blocks(model, box: Box) -> dict[int, tuple[dict[int, Array], Array]]:
+def affine_blocks(model, box: Box) -> dict[int, tuple[dict[int, Array], Array]]:
     """Every activation's argument, and the output, as affine maps of what precedes."""
     graph = BoundGraph.from_callable(model, box.lower)
     targets = {k: graph.nodes[k].parents[0] for k in graph.activations}
-    targets[graph.output] = graph.output
+    targets[OUTPUT] = graph.output
     return {k: _block(graph, target) for k, target in targets.items()}
 
 
@@ -148,7 +151,6 @@ class _Search:
 
     def __init__(self, graph, blocks, box, c, max_programs):
         self.order = graph.activations
-        self.output = graph.output
         self.slopes = {
             k: (graph.nodes[k].curve.negative, graph.nodes[k].curve.positive)
             for k in self.order
@@ -181,7 +183,7 @@ class _Search:
 
     def _layer(self, depth, values, normals, offsets, inside):
         if depth == len(self.order):
-            matrix, _ = self._affine(self.blocks[self.output], values)
+            matrix, _ = self._affine(self.blocks[OUTPUT], values)
             yield self.c @ matrix
             return
         index = self.order[depth]

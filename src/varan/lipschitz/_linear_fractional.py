@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core._checks import check_finite, check_nonempty, check_shape
-from ._exact import _blocks
+from ._exact import OUTPUT, affine_blocks
 from ._graph import BoundGraph
 from ._sets import Box
 
@@ -152,7 +152,7 @@ class LinearFractional(eqx.Module):
                     f"between 0 and 1 (got {float(low):.3g} to {float(high):.3g}). "
                     "Scale the activation, or use `local_lipschitz`."
                 )
-        blocks = _blocks(model, box)
+        blocks = affine_blocks(model, box)
         sources = [0, *order]
         widths = [graph.size(k) for k in order]
         sizes = [graph.size(k) for k in sources]
@@ -163,7 +163,7 @@ class LinearFractional(eqx.Module):
             found = zip(sources, empty, strict=True)
             return np.concatenate([np.asarray(parts.get(s, e)) for s, e in found], 1)
 
-        whole, ends = np.concatenate([row(k) for k in order]), row(graph.output)
+        whole, ends = np.concatenate([row(k) for k in order]), row(OUTPUT)
         cut = sizes[0]
         return cls(whole[:, :cut], whole[:, cut:], ends[:, :cut], ends[:, cut:], widths)
 

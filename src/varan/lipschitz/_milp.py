@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ..core._checks import check_positive
-from ._exact import _blocks
+from ._exact import OUTPUT, affine_blocks
 from ._forward import check_bounded, preactivations
 from ._graph import BoundGraph
 from ._lipschitz import Rows, as_rows, check_rows
@@ -91,8 +91,10 @@ class _Program:
 
     def __init__(self, model, graph: BoundGraph, box: Box):
         self.graph, self.order = graph, graph.activations
-        self.blocks = {k: _numpy(block) for k, block in _blocks(model, box).items()}
-        intervals, *_ = preactivations(graph, box, "ibp")
+        self.blocks = {
+            k: _numpy(block) for k, block in affine_blocks(model, box).items()
+        }
+        intervals = preactivations(graph, box, "ibp").intervals
         self.places, size = {0: slice(0, box.lower.size)}, box.lower.size
         for k in self.order:
             self.places[k] = slice(size, size + graph.size(k))
@@ -120,7 +122,7 @@ class _Program:
         return whole, constant
 
     def output(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._affine(self.graph.output)
+        return self._affine(OUTPUT)
 
     def _activation(self, k: int, low, high) -> None:
         curve = self.graph.nodes[k].curve

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._exact import _blocks
+from ._exact import OUTPUT, affine_blocks
 from ._forward import check_bounded
 from ._graph import BoundGraph
 from ._lipschitz import Rows, as_rows, check_rows
@@ -86,13 +86,9 @@ def relu_layers(owner: str, model, region: Ball | Box) -> tuple[list[Layer], Box
             f"{owner}: every activation must be a ReLU, and there must be one (got "
             f"{len(curves)} activations). Use `local_lipschitz` or `bounds` for others."
         )
-    if graph.output in graph.activations:
-        # An activation is no affine map of what precedes: one more map, exactly undone.
-        (*hidden, (weight, bias)), box = relu_layers(owner, lambda x: 2 * model(x), box)
-        return [*hidden, (weight / 2, bias / 2)], box
-    blocks = _blocks(model, box)
+    blocks = affine_blocks(model, box)
     layers, before = [], 0
-    for k in (*graph.activations, graph.output):
+    for k in (*graph.activations, OUTPUT):
         parts, bias = blocks[k]
         if set(parts) != {before}:
             raise ValueError(
