@@ -24,8 +24,11 @@ import numpy as np
 from scipy import stats
 
 from varan.claims.sharpness import _benchmark as bench
-from varan.claims.sharpness._arms import ARMS
+from varan.claims.sharpness._arms import ARMS as OURS
+from varan.claims.sharpness._torch_arms import torch_arms
 
+# With pytorch-optimizer's where it is installed.
+ARMS = {**OURS, **torch_arms()}
 TUNING_SEEDS = (1000, 1001, 1002)
 FINALISTS = 3
 SEEDS, MEASURED = range(8), range(4)
@@ -87,26 +90,31 @@ def run(names, path):
         if name not in bench.read_choices().get(column, {}):
             print(f"{column:6} {name:14} not tuned: left out")
             continue
-        begin, arm, found = time.perf_counter(), ARMS[name], {}
-        for seed in SEEDS:
-            data = bench.column(column, seed)
-            for accounting, steps, setting in budgets(arm):
-                end = bench.run_arm(arm, data, seed, steps=steps, setting=setting)
-                numbers = {
-                    "error": end.points,
-                    "nll": end.test_nll,
-                    "train_loss": end.train_loss,
-                    "train_error": 100 * end.train_error,
-                    "gradients": end.gradients,
-                }
-                if accounting == "gradients" and seed in MEASURED:
-                    numbers |= bench.flatness(end, data)
-                for key, value in numbers.items():
-                    found.setdefault(accounting, {}).setdefault(key, []).append(value)
+        begin, found = time.perf_counter(), measured(ARMS[name], column)
         results = json.loads(path.read_text()) if path.exists() else {}
         results.setdefault(column, {})[name] = found
         path.write_text(json.dumps(results, indent=1))
         print(f"{column:6} {name:14} {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def measured(arm, column):
+    """Accounting to quantity to its values, one a seed."""
+    found = {}
+    for seed, (accounting, steps, setting) in itertools.product(SEEDS, budgets(arm)):
+        data = bench.column(column, seed)
+        end = bench.run_arm(arm, data, seed, steps=steps, setting=setting)
+        numbers = {
+            "error": end.points,
+            "nll": end.test_nll,
+            "train_loss": end.train_loss,
+            "train_error": 100 * end.train_error,
+            "gradients": end.gradients,
+        }
+        if accounting == "gradients" and seed in MEASURED:
+            numbers |= bench.flatness(end, data)
+        for key, value in numbers.items():
+            found.setdefault(accounting, {}).setdefault(key, []).append(value)
+    return found
 
 
 def budgets(arm):

@@ -117,7 +117,7 @@ def local_lipschitz(
         Smooth activations by McCormick's inequalities on lines of the derivative.
         Branches of all rows share one queue, worst first, instead of dividing the
         time among the rows; the norm `"l2"` is an addition. Every bound is widened by
-        4 units of rounding of its largest terms.
+        4 units of rounding of the sizes of all terms that went into it.
     """
     owner = "local_lipschitz"
     check_choice(owner, "norm", norm, ("linf", "l2"))
@@ -184,8 +184,8 @@ def jacobian_bounds(
 
     Returns:
         A box of matrices of shape (rows, *input shape) that contains `C J(x)` for
-        every `x` in `box` and every element of the Clarke Jacobian; where the terms of
-        an entry nearly cancel, up to the rounding of those terms.
+        every `x` in `box` and every element of the Clarke Jacobian, widened by 4 units
+        of rounding of the sizes of all terms that went into an entry.
 
     Raises:
         ValueError: an unknown choice or `rows` of the wrong shape.

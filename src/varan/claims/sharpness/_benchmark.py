@@ -153,6 +153,8 @@ class Arm:
         share: `parameter -> share of the budget that is used` (early stopping).
         update: As for `varan.train.train_epochs`, for an optimiser that wants more
             than `gradient_update` offers.
+        train: A training in place of the compiled one, for another library's
+            optimiser: the same arguments and results as `_train`.
     """
 
     name: str
@@ -163,6 +165,7 @@ class Arm:
     loss: Callable[..., Array] = cross_entropy
     share: Callable[[float], float] = lambda parameter: 1.0
     update: Callable[..., tuple[PyTree, PyTree, Any]] = gradient_update
+    train: Callable[..., tuple[PyTree, Any, Any, Any]] | None = None
 
 
 class Run(NamedTuple):
@@ -229,7 +232,8 @@ def run_arm(
     for_net, for_order = jax.random.split(jax.random.key(seed))
     start = _start(net, data.train[0].shape[1], for_net)
     order = _order(for_order, data.train[1].size, -(-length // GRADIENTS))
-    params, taken, spent, curve = _train(arm, start, data.train, order, numbers, length)
+    train = arm.train or _train
+    params, taken, spent, curve = train(arm, start, data.train, order, numbers, length)
     test_error, test_nll, train_error, train_loss = (
         float(number)
         for part in (data.test, data.train)

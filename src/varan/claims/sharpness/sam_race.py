@@ -23,6 +23,7 @@ from varan.sharpness import sam
 from varan.train import epoch_batches, gradient_update
 
 from ._benchmark import TRAINING_LOSS, column
+from ._torch_arms import torch_network
 
 RATE, MOMENTUM, RHO = 0.1, 0.9, 0.1
 
@@ -113,29 +114,14 @@ def _jax(instance, make, cost):
 def _torch(instance):
     import torch  # pyright: ignore[reportMissingImports]
     from pytorch_optimizer import SAM  # pyright: ignore[reportMissingImports]
-    from torch import nn  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     x, y = (torch.from_numpy(np.array(part)) for part in instance.data())
-    y = y.long()
+    y, loss = y.long(), torch.nn.CrossEntropyLoss()
     order = torch.from_numpy(np.array(instance.batches(instance.gradients // 2))).long()
-    width, loss = instance.width, nn.CrossEntropyLoss()
-
-    def layers():
-        for inputs in (40, width):
-            yield from (nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU())
-        yield nn.Linear(width, 10)
-
-    model = nn.Sequential(*layers())
-    # Linear layers come first among our leaves, then the normalisations, the head last.
-    ours = [model[i] for i in (0, 3, 1, 4, 6)]
-    weights = [p for layer in ours for p in (layer.weight, layer.bias)]
-    start = [torch.from_numpy(np.array(p)) for p in jax.tree.leaves(instance.start())]
 
     def run():
-        with torch.no_grad():
-            for weight, value in zip(weights, start, strict=True):
-                weight.copy_(value)
+        model, weights = torch_network(instance.start())
         optimiser = SAM(
             model.parameters(), torch.optim.SGD, rho=RHO, lr=RATE, momentum=MOMENTUM
         )
