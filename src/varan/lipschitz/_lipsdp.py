@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,11 +31,12 @@ from ._lipsdp_program import (
     with_kept,
 )
 from ._lmi import minimise, null_space, repaired, solve_with_cvxpy
+from ._result import Certified
 
 Activation = Literal["groupsort", "maxmin", "householder", "nonexpansive", "relu"]
 
 
-class LipSDPResult(eqx.Module):
+class LipSDPResult(Certified):
     """A global Lipschitz bound and the multipliers that prove it.
 
     Args:
@@ -57,14 +57,6 @@ class LipSDPResult(eqx.Module):
     gap: Float[Array, " rows"]
     steps: Int[Array, ""]
     certificate: Certificate
-
-    @property
-    def kind(self) -> str:
-        """`"proof"` or `"estimate"`."""
-        return "proof" if self.certificate.proof else "estimate"
-
-    def __str__(self) -> str:
-        return str(self.certificate)
 
 
 def lipsdp(

@@ -30,6 +30,7 @@ from ._relu_program import (
     relu_program,
     slack_matrix,
 )
+from ._result import Certified
 from ._sets import Ball, Box
 
 # The augmented Lagrangian: first penalty, its growth where the constraints did not
@@ -45,7 +46,7 @@ _LIFT = 0.1
 _GAP, _ROUNDINGS = 100.0, 64
 
 
-class SDPResult(eqx.Module):
+class SDPResult(Certified):
     """What a combination of outputs is at least, and at most at its least.
 
     Args:
@@ -72,14 +73,6 @@ class SDPResult(eqx.Module):
     residual: Float[Array, " rows"]
     witness: Float[Array, "rows inputs"]
     certificate: Certificate
-
-    @property
-    def kind(self) -> str:
-        """`"proof"` or `"estimate"`."""
-        return "proof" if self.certificate.proof else "estimate"
-
-    def __str__(self) -> str:
-        return str(self.certificate)
 
 
 def lowrank_sdp(

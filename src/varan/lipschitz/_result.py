@@ -1,4 +1,4 @@
-"""What a certified Lipschitz bound brings back."""
+"""What certified bounds bring back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from jaxtyping import Array, Float, Int
 from ..core import Certificate
 
 
-class LipschitzResult(eqx.Module):
+class Certified(eqx.Module):
+    """A result whose field `certificate` says it in a sentence."""
+
+    @property
+    def kind(self) -> str:
+        """`"proof"` or `"estimate"`."""
+        return "proof" if self.certificate.proof else "estimate"
+
+    def __str__(self) -> str:
+        return str(self.certificate)
+
+
+class LipschitzResult(Certified):
     """A local Lipschitz constant between two numbers that hold.
 
     Args:
@@ -36,14 +48,6 @@ class LipschitzResult(eqx.Module):
     def gap(self) -> Float[Array, ""]:
         """How far the bound may lie above the constant: `bound - attained`."""
         return self.bound - self.attained
-
-    @property
-    def kind(self) -> str:
-        """`"proof"` or `"estimate"`."""
-        return "proof" if self.certificate.proof else "estimate"
-
-    def __str__(self) -> str:
-        return str(self.certificate)
 
 
 def certify_bound(bound, per_row, attained, norm: str, unbounded: bool) -> Certificate:

@@ -38,6 +38,7 @@ from ..core._checks import (
     is_traced,
 )
 from ..metrics import clopper_pearson
+from ._result import Certified
 from ._smoothed_samples import (
     Maps,
     SimplexMap,
@@ -50,7 +51,7 @@ Rule = Literal["holdout", "per_input_bonferroni", "repo"]
 _RULES = ("holdout", "per_input_bonferroni", "repo")
 
 
-class SmoothedCertificate(eqx.Module):
+class SmoothedCertificate(Certified):
     """What is proved of a smoothed classifier at some inputs, each by itself.
 
     Args:
@@ -73,14 +74,6 @@ class SmoothedCertificate(eqx.Module):
     chosen: Int[np.ndarray, " points"]
     maps: tuple[SimplexMap, ...] = eqx.field(static=True)
     certificate: Certificate
-
-    @property
-    def kind(self) -> str:
-        """`"proof"` or `"estimate"`."""
-        return "proof" if self.certificate.proof else "estimate"
-
-    def __str__(self) -> str:
-        return str(self.certificate)
 
 
 def smooth_certify(
