@@ -445,7 +445,79 @@ def test_what_cancels_is_rounded_outward(dtype):
         assert np.asarray(out.lower, float) <= value <= np.asarray(out.upper, float)
 
 
+@pytest.mark.parametrize("dtype, size", [("float32", 1e-25), ("float64", 1e-170)])
+def test_small_numbers_do_not_vanish(dtype, size):
+    """Products of two of them would underflow: chords and offsets avoid them."""
+    size = jnp.asarray(size, dtype)
+    box = Box(jnp.full(2, -1, dtype), jnp.ones(2, dtype))
+    out = bounds(lambda x: jax.nn.relu(x * size) / size, box)
+    assert bool(jnp.all(out.upper >= 1)) and bool(jnp.all(out.lower <= 0))
+    found = local_lipschitz(lambda x: size * jnp.abs(x[:1] + x[1:]), box)
+    assert float(found.attained) == pytest.approx(2 * float(size), rel=1e-5)
+    assert found.bound >= found.attained
+    entries = jacobian_bounds(lambda x: size * jnp.abs(jax.nn.relu(x) - 0.5), box)
+    assert float(entries.upper[0, 0]) >= float(size)
+
+
+def test_entries_gathered_from_outside_are_constants():
+    def model(x):
+        return jax.nn.relu(x).at[jnp.array([0, 5])].get(mode="fill", fill_value=7.0)
+
+    box = Box.linf(jnp.zeros(2), 1.0)
+    for method in ("ibp", "crown"):
+        out = bounds(model, box, method=method)
+        np.testing.assert_allclose(out.lower, [0.0, 7.0], atol=1e-12)
+        np.testing.assert_allclose(out.upper, [1.0, 7.0], atol=1e-12)
+    moved = local_lipschitz(lambda x: jnp.abs(model(x)[1:] - 7.0 + x[:1]), box)
+    assert float(moved.bound) == pytest.approx(1.0)
+
+
+def test_what_the_output_does_not_need_is_not_read():
+    box = Box.linf(jnp.zeros(2), 1.0)
+    out = bounds(lambda x: (jnp.argmax(x), jax.nn.relu(x))[1], box)
+    np.testing.assert_allclose(out.upper, 1.0)
+
+
+def test_a_radius_about_a_point_outside_of_the_data_is_no_proof():
+    """The bound would be of a box that the point is not in."""
+
+    def model(x):
+        return jnp.stack([jax.nn.relu(75 * (x[0] - 1.05)) - 1, 0 * x[0]])
+
+    certify = jax.jit(
+        lambda x: certified_radius(model, x, 0, 1.0, clip=(0.0, 1.0)).value
+    )
+    assert jnp.isnan(certify(jnp.array([1.2])))
+
+
+def test_nothing_is_attained_on_a_kink():
+    """AD's choice there is no derivative of this function, which is zero."""
+
+    def zero(x):
+        return x - jax.nn.relu(x) + jax.nn.relu(-x)
+
+    for box, samples in (
+        (Box.linf(jnp.zeros(1), 1.0), 0),
+        (Box.linf(jnp.zeros(1), 0.0), 8),
+    ):
+        assert float(local_lipschitz(zero, box, samples=samples).attained) == 0.0
+    # Ties that no input moves do not count: both sides of a maximum are constant.
+    flat = local_lipschitz(
+        lambda x: x + jnp.maximum(jax.nn.relu(x - 9), jax.nn.relu(x - 8)),
+        Box.linf(jnp.ones(1), 0.1),
+    )
+    assert float(flat.attained) == 1.0
+
+
 BOX = Box.linf(jnp.zeros(3), 0.1)
+
+
+def broken(model):
+    """A network with a weight that is NaN."""
+    weights, biases = model
+    return [weights[0].at[0, 0].set(jnp.nan), *weights[1:]], biases
+
+
 INFINITE = Box(jnp.zeros(3), jnp.full(3, jnp.inf))
 
 
@@ -471,7 +543,16 @@ INFINITE = Box(jnp.zeros(3), jnp.full(3, jnp.inf))
         (lambda m: certified_radius(m, jnp.zeros(3), 2, 1.0), "`label`"),
         (lambda m: certified_radius(m, jnp.zeros(3), 0, -1.0), "`epsilon_max`"),
         (lambda m: certified_radius(m, jnp.full(3, jnp.nan), 0, 1.0), "`x`"),
+        (lambda m: certified_radius(m, jnp.zeros(3), 0.0, 1.0), "`label`"),
+        (lambda m: certified_radius(m, jnp.zeros(3), 0, 1.0, halvings=0), "`halvings`"),
+        (lambda m: certified_radius(m, jnp.ones(3), 0, 1.0, clip=(0, 0.5)), "`clip`"),
         (lambda m: exact_lipschitz(m, INFINITE), "must be finite"),
+        (lambda m: bounds(broken(m), BOX), "is NaN"),
+        (lambda m: local_lipschitz(broken(m), BOX), "is NaN"),
+        (lambda m: jacobian_bounds(broken(m), BOX), "is NaN"),
+        (lambda m: monotone(broken(m), BOX, 0), "is NaN"),
+        (lambda m: certified_radius(broken(m), jnp.zeros(3), 0, 1.0), "is NaN"),
+        (lambda m: local_lipschitz(m, Box([], [])), "must not be empty"),
         (lambda m: BaB(time=0.0), "`time` must be positive"),
         (lambda m: BaB(heuristic="best"), "`heuristic`"),
     ],

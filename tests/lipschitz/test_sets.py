@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from varan.lipschitz import Box
@@ -33,6 +34,30 @@ def test_bad_sides_are_refused(lower, upper, words):
 def test_negative_radius_is_refused():
     with pytest.raises(ValueError, match="at least 0"):
         Box.linf(jnp.zeros(2), -0.1)
+
+
+def test_sides_are_rounded_outward():
+    given = np.array([0.1]), np.array([0.1 + 1e-12])
+    box = Box(jnp.asarray(given[0], jnp.float32), given[1])
+    assert box.upper.dtype == jnp.float32 and float(box.upper[0]) >= given[1][0]
+    ball = Box.linf(jnp.ones(1, jnp.float32), 1e-9)
+    assert float(ball.lower[0]) < 1 - 1e-9 and float(ball.upper[0]) > 1 + 1e-9
+    exact = Box.linf(jnp.array([1.0, -2.0]), 0.5)
+    assert exact.lower.tolist() == [0.5, -2.5] and exact.upper.tolist() == [1.5, -1.5]
+    assert jnp.isinf(Box(jnp.zeros(1, jnp.float16), np.array([1e6])).upper[0])
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), (2.0, 1.0), (jnp.nan, 1.0)])
+def test_centres_outside_of_the_range_are_refused(clip):
+    with pytest.raises(ValueError, match="clip"):
+        Box.linf(jnp.array([0.5, 1.2]), 1.0, clip=clip)
+    traced = jax.jit(lambda x: Box.linf(x, 1.0, clip=(0.0, 1.0)))
+    assert not bool(traced(jnp.array([0.5, 1.2])).valid)
+
+
+def test_complex_sides_are_refused():
+    with pytest.raises(TypeError, match="real"):
+        Box(jnp.array([1j]), jnp.array([1.0]))
 
 
 def test_boxes_map_over_lanes():

@@ -115,6 +115,20 @@ class TestBadInput:
             verify(net, [case([1.0, 0, 0], 0)], timeout=0)
 
     @pytest.mark.parametrize(
+        "lower, upper",
+        [
+            ([1.0, 1.0], [0.0, 0.0]),
+            ([jnp.nan, 0.0], [1.0, 1.0]),
+            ([-jnp.inf] * 2, [1.0] * 2),
+        ],
+    )
+    def test_boxes_that_are_none(self, net, lower, upper):
+        sides = np.array(lower), np.array(upper)
+        case = UnsafeCase(*sides, np.ones((1, 3)), np.zeros(1), np.zeros(1, bool))
+        with pytest.raises(ValueError, match="finite and `lower` at most"):
+            verify(net, [case])
+
+    @pytest.mark.parametrize(
         "arguments, message",
         [
             ((jnp.zeros(2), -1.0, 0, 3), "`epsilon` must not be negative"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -66,6 +67,22 @@ def _convert(builder, eqn, inputs):
     if eqn.params["new_dtype"] == builder.dtype:
         return inputs[0]
     return None  # a change of precision inside the model has no sound rule
+
+
+def _gather(builder, eqn, inputs):
+    """Moves entries; those outside of the operand are a constant."""
+    if "fill_value" in eqn.params and eqn.params["fill_value"] is None:
+        # What JAX fills with by default.
+        eqn = eqn.replace(params={**eqn.params, "fill_value": math.nan})
+    bare = eqn.replace(params={**eqn.params, "fill_value": 0})
+    out = _structural(_operand(0), builder, bare, inputs)
+    if out is None or eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP:
+        return out
+    blank = jnp.zeros(eqn.invars[0].aval.shape, builder.dtype)
+    filled = bind(eqn, [blank, *(a.value for a in inputs[1:])])
+    shape = eqn.outvars[0].aval.shape
+    maps = _all_positive(_same)
+    return builder.add(Affine((out.node,), shape, *maps, filled, identity=True))
 
 
 def _bilinear(builder, eqn, inputs):
@@ -194,10 +211,11 @@ def _max_pool(builder, eqn, inputs):
 
 _MOVES = (
     "reshape transpose broadcast_in_dim squeeze expand_dims rev slice dynamic_slice "
-    "gather reduce_sum cumsum reduce_window_sum copy copy_p"
+    "reduce_sum cumsum reduce_window_sum copy copy_p"
 )
 RULES: dict[str, Callable] = {
     **{name: partial(_structural, _operand(0)) for name in _MOVES.split()},
+    "gather": _gather,
     "concatenate": partial(_structural, _every(0)),
     "stack": partial(_structural, _every(0)),
     "pad": partial(_structural, _every(0)),

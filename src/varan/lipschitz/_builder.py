@@ -87,7 +87,7 @@ class Builder:
             env[var] = arg
             if isinstance(arg, Value):
                 self.dtype = var.aval.dtype
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             inputs = [read(atom) for atom in eqn.invars]
             outputs = self._equation(eqn, inputs)
             env.update(zip(eqn.outvars, outputs, strict=True))
@@ -124,6 +124,18 @@ class Builder:
         first = next((a for a in inputs if pending(a)), None)
         where = (first.primitive, first.where) if first else (name, _source(eqn))
         return [Value(None, keys, *where)] * len(eqn.outvars)
+
+
+def _needed(jaxpr) -> list[Any]:
+    """The equations that the results depend on."""
+    literal = jax.extend.core.Literal
+    wanted = {v for v in jaxpr.outvars if not isinstance(v, literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(eqn.outvars):
+            kept.append(eqn)
+            wanted.update(v for v in eqn.invars if not isinstance(v, literal))
+    return kept[::-1]
 
 
 _CALL_NAMES = (

@@ -77,13 +77,18 @@ class PiecewiseLinear(NamedTuple):
         """
         unstable = (l <= 0) & (u >= 0)
         fixed = jnp.where(l > 0, self.positive, self.negative).astype(l.dtype)
-        gap = jnp.where(unstable & (u > l), u - l, 1)
-        chord = (self.positive * u - self.negative * l) / gap
-        offset = (self.negative - self.positive) * l * u / gap
+        # Halves, and quotients before products: nothing over- or underflows that the
+        # lines themselves do not.
+        wide = unstable & (u > l)
+        gap = jnp.where(wide, u / 2 - l / 2, 1)
+        chord = (self.positive * (u / 2) - self.negative * (l / 2)) / gap
+        tiny = float(jnp.finfo(l.dtype).tiny)
+        reach = l * ((u / 2) / gap) - tiny
+        offset = (self.negative - self.positive) * reach
         if slope is None:
             slope = jnp.where(u > -l, 1.0, 0.0).astype(l.dtype)
         free = self.negative + slope * (self.positive - self.negative)
-        chord = jnp.where(unstable & (u > l), chord, fixed)
+        chord = jnp.where(wide, chord, fixed)
         offset = jnp.where(unstable, offset, 0)
         free, chord = (jnp.where(unstable, v, fixed) for v in (free, chord))
         zero = jnp.zeros_like(free)
@@ -289,6 +294,7 @@ def known_curves() -> list[tuple[Callable[[Array], Array], Curve]]:
                 silu_slopes,
             ),
         ),
+        (jax.nn.softplus, SmoothCurve(jax.nn.softplus, (), (0.0,))),
         (
             gelu_erf,
             SmoothCurve(

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from ..core._checks import check_choice, is_traced
+from ..core._checks import check_choice, check_nonempty, is_traced
 from ._curves import Lines
 from ._graph import BoundGraph
 from ._nodes import Activation
@@ -194,8 +194,8 @@ def term_sizes(graph: BoundGraph, index: int, parents: list[Interval]) -> Array:
 def interval_affine(graph: BoundGraph, index: int, parents: list[Interval]) -> Interval:
     """An affine node over intervals of its parents."""
     node = graph.nodes[index]
-    middle = node.linear(*(l + (u - l) / 2 for l, u in parents))
-    radius = node.magnitude(*((u - l) / 2 for l, u in parents))
+    middle = node.linear(*(l / 2 + u / 2 for l, u in parents))
+    radius = node.magnitude(*(u / 2 - l / 2 for l, u in parents))
     if node.bias is not None:
         middle = middle + node.bias
     eps = _ROUNDINGS * jnp.finfo(middle.dtype).eps
@@ -225,7 +225,7 @@ def interval_activation(curve, l: Array, u: Array) -> Interval:
     least, most = curve.slope_range(l, u)
     # |f(z) - f(m)| is at most the distance times the steepest slope: it encloses
     # what the two ends miss when the curve is not monotone in between.
-    middle, half = curve(l + (u - l) / 2), (u - l) / 2
+    middle, half = curve(l / 2 + u / 2), u / 2 - l / 2
     steepest = jnp.maximum(jnp.abs(least), jnp.abs(most))
     monotone = (least >= 0) | (most <= 0)
     low = jnp.where(monotone, low, middle - steepest * half)
@@ -431,6 +431,27 @@ def _with_slope(curve, line: Lines, slope: Array) -> Lines:
     return line._replace(upper_slope=jnp.where(unstable, free, line.upper_slope))
 
 
+def refuse_nan(owner: str, *numbers: Array) -> None:
+    """NaN proves nothing: it is refused where it is known."""
+    if any(is_traced(v) for v in numbers):
+        return
+    if any(np.isnan(np.asarray(v)).any() for v in numbers):
+        raise ValueError(
+            f"{owner}: what is to be proved is NaN. Look for weights of the model that "
+            "are NaN or infinite, or for numbers that overflow."
+        )
+
+
+def check_box(owner: str, box: Box) -> None:
+    """Refuses what is no box."""
+    if not isinstance(box, Box):
+        raise TypeError(
+            f"{owner}: `box` must be a `Box` (got {type(box).__name__}). "
+            "Make one with `Box(lower, upper)` or `Box.linf(x, epsilon)`."
+        )
+    check_nonempty(owner, "box", box.lower)
+
+
 def poison(valid: Array, tree):
     """NaN everywhere if a traced box is NaN or crossed."""
     return jax.tree.map(lambda v: jnp.where(valid, v, jnp.nan), tree)
@@ -472,7 +493,7 @@ def bounds(
         weights; under `vmap` one box a lane. NaN under jit if the box is not finite.
 
     Raises:
-        ValueError: an unknown method, or an unbounded box.
+        ValueError: an unknown method, an unbounded box, or NaN bounds.
         UnsupportedPrimitive: an operation without a rule.
 
     Example:
@@ -494,11 +515,14 @@ def bounds(
     """
     check_choice("bounds", "method", method, FORWARD_METHODS)
     check_bounded("bounds", box)
-    return _bounds(model, box, method)
+    found = _bounds(model, box, method)
+    refuse_nan("bounds", found.lower, found.upper)
+    return found
 
 
 def check_bounded(owner: str, box: Box) -> None:
     """Refuses boxes with infinite sides."""
+    check_box(owner, box)
     if is_traced(box.lower) or is_traced(box.upper):
         return
     if not all(np.isfinite(np.asarray(s)).all() for s in (box.lower, box.upper)):

@@ -82,6 +82,10 @@ class BoundGraph:
 
     def __call__(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """Evaluates the graph; equals the model."""
+        return self.values(x)[-1]
+
+    def values(self, x: Array) -> list[Array]:
+        """The value of every node at an input."""
         values = [x]
         for node in self.nodes[1:]:
             parents = [values[p] for p in node.parents]
@@ -90,7 +94,24 @@ class BoundGraph:
             else:
                 value = node.linear(*parents)
                 values.append(value if node.bias is None else value + node.bias)
-        return values[-1]
+        return values
+
+    def on_kink(self, x: Array, direction: Array) -> Array:
+        """Whether an argument that moves with `x` stands on its activation's kink.
+
+        The derivative that is computed there need not be one of the function's. An
+        argument moves if it does along `direction`: draw it at random.
+        """
+        bent = [k for k in self.activations if not self.nodes[k].curve.smooth]
+        places = [self.nodes[k].parents[0] for k in bent]
+
+        def arguments(x):
+            values = self.values(x)
+            return [values[p] for p in places]
+
+        at, moved = jax.jvp(arguments, (x,), (direction,))
+        found = [jnp.any((z == 0) & (dz != 0)) for z, dz in zip(at, moved, strict=True)]
+        return jnp.any(jnp.stack([jnp.zeros((), bool), *found]))
 
     @property
     def output(self) -> int:

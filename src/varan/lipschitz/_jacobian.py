@@ -119,9 +119,12 @@ def chords(lg: Array, ug: Array, dl: Array, du: Array) -> _Product:
     gap = jnp.where(mixed, ug - lg, 1)
     upper = jnp.where(lg >= 0, du, dl)
     lower = jnp.where(lg >= 0, dl, du)
-    upper = jnp.where(mixed, (du * ug - dl * lg) / gap, upper)
-    lower = jnp.where(mixed, (dl * ug - du * lg) / gap, lower)
-    offset = jnp.where(mixed, -ug * lg * (du - dl) / gap, 0)
+    # Shares of the gap first: a product of two small numbers would underflow.
+    above, below = ug / gap, -lg / gap
+    upper = jnp.where(mixed, du * above + dl * below, upper)
+    lower = jnp.where(mixed, dl * above + du * below, lower)
+    tiny = float(jnp.finfo(lg.dtype).tiny)
+    offset = jnp.where(mixed, -lg * above * (du - dl) + tiny, 0)
     return _Product((lower, None, -offset), (upper, None, offset))
 
 
@@ -404,7 +407,7 @@ def norm_bound(
     mixed = (l < 0) & (u > 0)
     gap = jnp.where(mixed, u - l, 1)
     slope = jnp.where(mixed, (u + l) / gap, jnp.where(l >= 0, 1, -1).astype(l.dtype))
-    offset = jnp.sum(jnp.where(mixed, -2 * u * l / gap, 0))
+    offset = jnp.sum(jnp.where(mixed, -2 * l * (u / gap), 0))
     upper, met = push_forward(graph, 0, slope[None], c, products, state, box, sizes)
     outward = 1 + _ROUNDINGS * float(jnp.finfo(graph.dtype).eps)
     upper = jnp.broadcast_to(upper, (1,))[0] + outward * offset

@@ -29,7 +29,14 @@ from ..core._checks import (
     is_traced,
 )
 from ._branch import BaB, branch_and_bound
-from ._forward import FORWARD_METHODS, ForwardMethod, poison, preactivations
+from ._forward import (
+    FORWARD_METHODS,
+    ForwardMethod,
+    check_box,
+    poison,
+    preactivations,
+    refuse_nan,
+)
 from ._graph import BoundGraph, as_callable
 from ._jacobian import (
     JACOBIAN_METHODS,
@@ -135,6 +142,7 @@ def local_lipschitz(
         )
     if not isinstance(samples, int) or samples < 0:
         raise ValueError(f"{owner}: `samples` must be an integer >= 0 (got {samples}).")
+    check_box(owner, box)
     unbounded = _unbounded(box)
     rows = check_rows(owner, rows, box)
     key = jax.random.key(0) if key is None else key
@@ -151,6 +159,7 @@ def local_lipschitz(
     else:
         found = _rows(model, box, rows, method, norm, *settings)
     bound, per_row, lower, upper, domains = found
+    refuse_nan(owner, bound, lower, upper)
     return LipschitzResult(
         bound=bound,
         per_row=per_row,
@@ -207,7 +216,9 @@ def jacobian_bounds(
     check_choice(owner, "smooth", smooth, _SMOOTH)
     rows = check_rows(owner, rows, box)
     settings = (forward, smooth == "linear", _unbounded(box))
-    return _entries(model, box, rows, method, *settings)
+    found = _entries(model, box, rows, method, *settings)
+    refuse_nan("jacobian_bounds", found.lower, found.upper)
+    return found
 
 
 def jvp_bounds(
@@ -254,7 +265,9 @@ def jvp_bounds(
     check_finite("jvp_bounds", "direction", direction)
     direction = jnp.asarray(direction, box.lower.dtype)
     settings = (forward, smooth == "linear", _unbounded(box))
-    return _directional(model, box, direction, *settings)
+    found = _directional(model, box, direction, *settings)
+    refuse_nan("jvp_bounds", found.lower, found.upper)
+    return found
 
 
 def check_rows(owner: str, rows, box: Box) -> Array | None:
@@ -385,6 +398,9 @@ def _naive(model, box, rows):
 def _attained(model, box, rows, key, norm, samples, unbounded):
     """The largest norm at a point: uniform samples, then a climb from the best."""
     function = as_callable(model)
+    graph = BoundGraph.from_callable(model, box.lower)
+    direction = jax.random.normal(jax.random.fold_in(key, 1), box.lower.shape)
+    direction = direction.astype(graph.dtype)
     if unbounded:
         # Points of the part of the box within reach of ordinary inputs.
         box = Box(jnp.clip(box.lower, -10, 10), jnp.clip(box.upper, -10, 10))
@@ -395,8 +411,10 @@ def _attained(model, box, rows, key, norm, samples, unbounded):
         jac = jax.vmap(lambda c: pull(c)[0])(combinations)
         jac = jac.reshape(jac.shape[0], -1)
         if norm == "linf":
-            return jnp.max(jnp.sum(jnp.abs(jac), 1))
-        return jnp.linalg.norm(jac, 2)
+            value = jnp.max(jnp.sum(jnp.abs(jac), 1))
+        else:
+            value = jnp.linalg.norm(jac, 2)
+        return jnp.where(graph.on_kink(x, direction), 0, value)
 
     if samples == 0:
         x = box.centre

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ..core import Certificate
 from ..core._checks import check_choice, check_finite, check_positive, is_traced
-from ._forward import FORWARD_METHODS, ForwardMethod, bounds
+from ._forward import FORWARD_METHODS, ForwardMethod, bounds, refuse_nan
 from ._graph import as_callable
 from ._lipschitz import _rows
 from ._sets import Box
@@ -58,7 +58,8 @@ def certified_radius(
 
     Raises:
         ValueError: a label that does not exist, a radius that is not positive, an
-            input that is not finite, a single logit.
+            input that is not finite or not in `clip`, a single logit, NaN bounds. Under
+            jit the radius is NaN where the input is not in `clip`.
         UnsupportedPrimitive: an operation of the model without a rule.
 
     Example:
@@ -78,10 +79,15 @@ def certified_radius(
     check_choice(owner, "smooth", smooth, ("linear", "interval"))
     check_finite(owner, "x", x)
     check_positive(owner, "epsilon_max", epsilon_max)
-    point = Box.linf(x, 0.0)
+    if not isinstance(halvings, int) or halvings < 1:
+        raise ValueError(
+            f"{owner}: `halvings` must be an integer >= 1 (got {halvings})."
+        )
+    point = Box.linf(x, 0.0, clip=clip)
     classes = math.prod(jax.eval_shape(as_callable(model), point.lower).shape)
     traced = is_traced(label)
-    if classes < 2 or not (traced or 0 <= label < classes):
+    whole = jnp.issubdtype(jnp.result_type(label), jnp.integer)
+    if classes < 2 or not whole or not (traced or 0 <= label < classes):
         raise ValueError(
             f"{owner}: `label` must be one of at least two classes "
             f"(got {label} of {classes})."
@@ -97,6 +103,7 @@ def certified_radius(
         smooth == "linear",
         halvings,
     )
+    refuse_nan(owner, radius)
     leader = "its class" if traced else f"class {label}"
     return Certificate(
         "certified radius",

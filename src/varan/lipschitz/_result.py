@@ -29,7 +29,9 @@ class LipschitzResult(Certified):
         per_row: Upper bound of each row's dual norm (l1 for `"linf"`, l2 for `"l2"`).
         jac_lower: Lower bounds of the Jacobian's entries, (rows, *input shape).
         jac_upper: Upper bounds.
-        attained: The largest value found at a point: a lower bound of the constant.
+        attained: The largest value found at a point: a lower bound of the constant. 0
+            at points on a kink of an activation, where what is computed need not be a
+            derivative.
         attained_at: That point.
         domains: Number of branches bounded; 1 for each row without branch and bound.
         certificate: The statement that `bound` proves.

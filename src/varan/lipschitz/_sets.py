@@ -3,11 +3,70 @@
 from __future__ import annotations
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..core._checks import check_finite, check_nonnegative, is_traced
+
+
+def _dtype(side):
+    """That of an array; of anything else the default floating one."""
+    dtype = jnp.result_type(side if isinstance(side, jax.Array) else np.asarray(side))
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"Box: sides must be real (got {dtype}). Take the real part.")
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+
+
+def _outward(side, dtype, towards: float) -> Array:
+    """The side in a dtype, moved outward where that rounded it inward."""
+    given = side if isinstance(side, jax.Array) else np.asarray(side)
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise TypeError("Box: sides must be real. Take the real part.")
+    # What is known is rounded by NumPy: under jit, too, it stays known.
+    numbers = jnp if isinstance(given, jax.Array) else np
+    with np.errstate(over="ignore"):
+        held = given.astype(dtype)
+    if held.dtype == given.dtype:
+        return jnp.asarray(held)
+    wide = jnp.promote_types(dtype, given.dtype) if numbers is jnp else np.float64
+    kept, exact = held.astype(wide), given.astype(wide)
+    inward = kept < exact if towards > 0 else kept > exact
+    moved = numbers.nextafter(held, numbers.full_like(held, towards))
+    return jnp.asarray(numbers.where(inward, moved, held))
+
+
+def _sum_upward(x: Array, y: Array) -> Array:
+    """`x + y`, the next number where that was rounded downward."""
+    total = x + y
+    # What rounding lost, exactly (Knuth's two-sum).
+    part = total - x
+    lost = (x - (total - part)) + (y - part)
+    return jnp.where(
+        lost > 0, jnp.nextafter(total, jnp.full_like(total, jnp.inf)), total
+    )
+
+
+def _clipped(x: Array, lower: Array, upper: Array, clip) -> tuple[Array, Array]:
+    """The sides cut to `clip`; NaN, or refused, where the centre is not in it."""
+    least, most = clip
+    if not is_traced(least) and not is_traced(most) and not np.all(least <= most):
+        raise ValueError(
+            f"Box.linf: `clip` must be (smallest, largest) (got {tuple(clip)})."
+        )
+    least, most = (
+        _outward(c, x.dtype, s * jnp.inf) for c, s in ((least, -1), (most, 1))
+    )
+    inside = (x >= least) & (x <= most)
+    if not is_traced(inside) and not np.all(np.asarray(inside)):
+        out = int(np.sum(~np.asarray(inside)))
+        raise ValueError(
+            f"Box.linf: the centre must lie in `clip` (it does not in {out} of "
+            f"{inside.size} entries). Clip the centre, or leave `clip` out."
+        )
+    lower = jnp.where(inside, jnp.maximum(lower, least), jnp.nan)
+    return lower, jnp.where(inside, jnp.minimum(upper, most), jnp.nan)
 
 
 class Box(eqx.Module):
@@ -18,11 +77,13 @@ class Box(eqx.Module):
     bound over the box into NaN.
 
     Args:
-        lower: Smallest value of each entry, any shape.
-        upper: Largest value of each entry, the shape and dtype of `lower`.
+        lower: Smallest value of each entry, any shape. Its dtype is that of the box;
+            sides that this cannot hold are rounded outward.
+        upper: Largest value of each entry, the shape of `lower`.
 
     Raises:
         ValueError: shapes that differ, NaN, or `lower > upper` somewhere.
+        TypeError: complex sides.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,11 +97,9 @@ class Box(eqx.Module):
     upper: Float[Array, ...]
 
     def __init__(self, lower, upper):
-        lower, upper = jnp.asarray(lower), jnp.asarray(upper)
-        if not jnp.issubdtype(lower.dtype, jnp.floating):
-            lower = lower.astype(jnp.result_type(float))
-        self.lower = lower
-        self.upper = upper.astype(lower.dtype)
+        dtype = _dtype(lower)
+        self.lower = _outward(lower, dtype, -jnp.inf)
+        self.upper = _outward(upper, dtype, jnp.inf)
         self._check()
 
     def _check(self) -> None:
@@ -83,28 +142,26 @@ class Box(eqx.Module):
         Raises:
             ValueError: a negative or NaN radius, or a centre outside `clip`.
         """
-        x = jnp.asarray(x)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            x = x.astype(jnp.result_type(float))
-        epsilon = jnp.asarray(epsilon, x.dtype)
+        x = jnp.asarray(x, _dtype(x))
+        epsilon = _outward(epsilon, x.dtype, jnp.inf)
         if not is_traced(epsilon) and not np.all(np.asarray(epsilon) >= 0):
             raise ValueError("Box.linf: `epsilon` must be at least 0 and not NaN.")
         if epsilon.ndim:
             epsilon = jnp.broadcast_to(epsilon, x.shape)
-        lower, upper = x - epsilon, x + epsilon
+        lower, upper = -_sum_upward(-x, epsilon), _sum_upward(x, epsilon)
         if clip is not None:
-            lower, upper = jnp.maximum(lower, clip[0]), jnp.minimum(upper, clip[1])
+            lower, upper = _clipped(x, lower, upper, clip)
         return cls(lower, upper)
 
     @property
     def centre(self) -> Float[Array, ...]:
         """The midpoint."""
-        return self.lower + (self.upper - self.lower) / 2
+        return self.lower / 2 + self.upper / 2
 
     @property
     def radius(self) -> Float[Array, ...]:
         """Half the width."""
-        return (self.upper - self.lower) / 2
+        return self.upper / 2 - self.lower / 2
 
     @property
     def bounded(self) -> Bool[Array, ""]:

@@ -158,7 +158,7 @@ def robustness_property(
     owner = "robustness_property"
     check_finite(owner, "x", x)
     check_nonnegative(owner, "epsilon", epsilon)
-    if not 0 <= label < classes or classes < 2:
+    if label not in range(classes) or classes < 2:
         raise ValueError(
             f"{owner}: `label` must be one of at least two classes "
             f"(got {label} of {classes})."
@@ -166,9 +166,9 @@ def robustness_property(
     centre = np.asarray(x, np.float64).ravel()
     lower, upper = centre - epsilon, centre + epsilon
     if clip is not None:
+        if not np.all((clip[0] <= centre) & (centre <= clip[1])):
+            raise ValueError(f"{owner}: `x` must lie in `clip` (got {tuple(clip)}).")
         lower, upper = np.maximum(lower, clip[0]), np.minimum(upper, clip[1])
-    if np.any(lower > upper):
-        raise ValueError(f"{owner}: `x` must lie in `clip` {clip}.")
     eye = np.eye(classes)
     return [
         UnsafeCase(
@@ -313,6 +313,16 @@ def _halves(lower, upper, axis):
 
 
 def _check_cases(model, cases, shape) -> None:
+    for case in cases:
+        same = case.lower.shape == case.upper.shape
+        bounded = same and np.all(np.isfinite([case.lower, case.upper]))
+        if not bounded or not np.all(case.lower <= case.upper):
+            raise ValueError(
+                "verify: every case's box must be finite and `lower` at most `upper`. "
+                "Bound each input."
+            )
+        if not (np.all(np.isfinite(case.A)) and np.all(np.isfinite(case.b))):
+            raise ValueError("verify: every case's `A` and `b` must be finite.")
     inputs = {case.lower.size for case in cases}
     size = math.prod(shape) if shape else next(iter(inputs))
     if inputs != {size}:
