@@ -6,6 +6,8 @@
     python benchmarks/sharpness_comparison.py --run sam asam --results FILE.json
     python benchmarks/sharpness_comparison.py --results FILE.json --plot FILE.svg
 
+Arms called torch-... are pytorch-optimizer's: `pip install pytorch-optimizer` for them.
+
 The first form chooses, for both columns, learning rate and the arm's one parameter by
 the error on 500 training points held out (labels as noisy as the rest): all settings
 (three rates, five parameters) on one tuning seed, the best three of them on two more.
@@ -25,10 +27,9 @@ from scipy import stats
 
 from varan.claims.sharpness import _benchmark as bench
 from varan.claims.sharpness._arms import ARMS as OURS
-from varan.claims.sharpness._torch_arms import torch_arms
+from varan.claims.sharpness._torch_arms import TORCH_ARMS
 
-# With pytorch-optimizer's where it is installed.
-ARMS = {**OURS, **torch_arms()}
+ARMS = {**OURS, **TORCH_ARMS}
 TUNING_SEEDS = (1000, 1001, 1002)
 FINALISTS = 3
 SEEDS, MEASURED = range(8), range(4)
@@ -156,6 +157,7 @@ def show(results):
     """Errors of both columns, then the measures of flatness."""
     choices = bench.read_choices()
     shown = {"gradients": "equal gradients", "steps": "equal steps"}
+    itself = {("sgd", accounting) for accounting in shown}
     for column in bench.COLUMNS:
         rows = [("arm", "a step", "rate, parameter", "test error, %", *shown.values())]
         rows[0] += ("paper's default", "test NLL")
@@ -166,9 +168,8 @@ def show(results):
             cells.append(f"{np.mean(budget['error']):.1f}")
             for accounting in (*shown, "untuned"):
                 pair = against_sgd(results, column, name, accounting)
-                cells.append(
-                    "" if np.isnan(pair[0]) else "{:+.1f} ± {:.1f}".format(*pair)
-                )
+                known = not np.isnan(pair[0]) and (name, accounting) not in itself
+                cells.append("{:+.1f} ± {:.1f}".format(*pair) if known else "")
             rows.append((*cells, f"{np.mean(budget['nll']):.2f}"))
         table(column, rows)
     measures = {
@@ -183,7 +184,8 @@ def show(results):
     for column in bench.COLUMNS:
         rows = [("arm", *measures.values())]
         for name, found in results[column].items():
-            means = [np.mean(found["gradients"][key]) for key in measures]
+            # A share of errors that are none may be a rounding below zero.
+            means = [max(np.mean(found["gradients"][key]), 0) for key in measures]
             rows.append((name, *(f"{mean:.2g}" for mean in means)))
         table(f"{column}, flatness", rows)
 

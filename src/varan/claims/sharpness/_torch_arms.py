@@ -6,7 +6,6 @@ PyTorch trains as its users do, step by step.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -95,12 +94,6 @@ def _arm(name: str, optimiser: str) -> Arm:
     return Arm(f"torch-{name}", _unused, 2, _RADII, 0.05, train=train)
 
 
-def torch_arms() -> dict[str, Arm]:
-    """The arms, where torch and pytorch-optimizer are installed."""
-    packages = ("torch", "pytorch_optimizer")
-    if any(importlib.util.find_spec(name) is None for name in packages):
-        return {}
-    # Its SAM makes the same run as ours (row 089); these two we do not have.
-    optimisers = {"wsam": "WSAM", "friendly-sam": "FriendlySAM"}
-    arms = [_arm(name, optimiser) for name, optimiser in optimisers.items()]
-    return {arm.name: arm for arm in arms}
+# Its SAM makes the same run as ours (row 089); these two we do not have.
+_ARMS = (_arm("wsam", "WSAM"), _arm("friendly-sam", "FriendlySAM"))
+TORCH_ARMS = {arm.name: arm for arm in _ARMS}
