@@ -1,5 +1,6 @@
 """ONNX files: operators against ONNX's own evaluator, and files to refuse."""
 
+import gzip
 from pathlib import Path
 
 import equinox as eqx
@@ -123,6 +124,23 @@ SINGLE = {
         (1, 4),
     ),
     "clip of old": (node("Clip", "x", min=-0.5, max=0.5), {}, (1, 4), 9),
+    "clip without limits": (
+        node("Clip", "x", "low", "high"),
+        {"low": np.float32(0), "high": np.finfo(np.float32).max},
+        (1, 4),
+    ),
+    "clip far away": (
+        node("Clip", "x", "low", "high"),
+        {"low": np.float32(-3.4e38), "high": np.float32(np.inf)},
+        (1, 4),
+    ),
+    "clip of old, far away": (node("Clip", "x", min=-1e5, max=1e30), {}, (1, 4), 9),
+    "clip to what lies far": (
+        node("Clip", "x", "low"),
+        {"low": np.float32(1e5)},
+        (1, 4),
+    ),
+    "flatten all": (node("Flatten", "x", axis=4), {}, IMAGE),
     "constant minus": (node("Sub", "c", "x"), {"c": weight(4)}, (1, 4)),
     "times": (node("Mul", "x", "c"), {"c": weight(1, 4)}, (1, 4)),
     "divided": (node("Div", "x", "c"), {"c": np.float32(3.0)}, (1, 4)),
@@ -170,6 +188,12 @@ SINGLE = {
 }
 
 
+def test_double_precision(saved):
+    made = of_one("Add", (1, 4), weights={"c": np.ones(4)})
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    assert load_onnx(saved(made))(jnp.zeros(4)).tolist() == [1.0] * 4
+
+
 @pytest.mark.parametrize("name", list(SINGLE))
 def test_operator(name, saved):
     """`load_onnx` itself compares with the evaluator."""
@@ -179,6 +203,23 @@ def test_operator(name, saved):
     x = jax.random.normal(jax.random.key(1), network.input_shape)
     graph = BoundGraph.from_callable(network, x)
     np.testing.assert_allclose(graph(x), network(x), rtol=1e-9, atol=1e-12)
+
+
+LARGEST = float(np.finfo(np.float32).max)
+LIMITS = [(0.0, LARGEST), (0.0, np.inf), (-3.4e38, None), (-1e30, 1e20), (-1e7, 2e5)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("low, high", LIMITS)
+def test_far_limits_do_not_loosen_bounds(low, high, dtype, saved):
+    limits = {"low": low, "high": high}
+    given = {name: v for name, v in limits.items() if v is not None}
+    constants = [tensor(name, np.float32(v)) for name, v in given.items()]
+    network = load_onnx(saved(model([node("Clip", "x", *given)], constants, (1, 3))))
+    box = Box.linf(jnp.array([0.5, 1.0, 2.0], dtype), 0.25)
+    found = bounds(network, box)
+    np.testing.assert_allclose(found.lower, box.lower, rtol=1e-5)
+    np.testing.assert_allclose(found.upper, box.upper, rtol=1e-5)
 
 
 @pytest.fixture(scope="module", params=["perceptron", "convolutional", "branches"])
@@ -206,11 +247,11 @@ def test_network_is_a_pytree_under_jit(exported):
     np.testing.assert_allclose(eqx.filter_jit(exported)(x), exported(x), rtol=1e-9)
     with pytest.raises(ValueError, match=r"must have shape \(64,\)"):
         exported(x[:5])
+    with pytest.raises(ValueError, match=r"floating-point numbers \(got int"):
+        exported(jnp.arange(64))
 
 
 def test_compressed_file(tmp_path):
-    import gzip
-
     path = tmp_path / "net.onnx.gz"
     path.write_bytes(gzip.compress((FILES / "perceptron.onnx").read_bytes()))
     assert load_onnx(path).input_shape == (64,)
@@ -229,9 +270,18 @@ def own_domain():
     return made
 
 
+def branching():
+    graph = model([RELU], [], (1, 4)).graph
+    return model([node("If", "x", then_branch=graph)], [], (1, 4))
+
+
 @pytest.mark.parametrize(
     "make, message",
-    [(unknown_operator, "no rule for `Softmax`"), (own_domain, "`acme.Relu`")],
+    [
+        (unknown_operator, "no rule for `Softmax`"),
+        (own_domain, "`acme.Relu`"),
+        (branching, "no rule for `If`"),
+    ],
 )
 def test_unsupported_operator_is_named(make, message, saved):
     with pytest.raises(UnsupportedPrimitive, match=message):
@@ -275,7 +325,137 @@ def with_nan():
     return model([node("Mul", "x", "c")], [tensor("c", np.float32([np.nan]))], (1, 4))
 
 
+def of_one(operator, shape=IMAGE, opset=17, weights=None, **attributes):
+    """A model of one node that reads x and the weights."""
+    weights = weights or {}
+    made = node(operator, "x", *weights, **attributes)
+    return model([made], [tensor(k, v) for k, v in weights.items()], shape, opset)
+
+
+def of_names(*nodes):
+    """A model of nodes `operator, inputs, outputs`, each a word."""
+    made = [helper.make_node(o, i.split(), y.split()) for o, i, y in nodes]
+    return model(made, [], (1, 4))
+
+
+def of_input(kind):
+    made = model([RELU], [], (1, 4))
+    made.graph.input[0].type.tensor_type.elem_type = kind
+    return made
+
+
+def cast_and_back():
+    there = helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16)
+    return model([there, node("Cast", "h", to=TensorProto.FLOAT)], [], (1, 4))
+
+
+def emptied():
+    places = {"s": np.array([2], INT), "e": np.array([2], INT)}
+    return of_one("Slice", weights=places)
+
+
+KERNEL = {"W": weight(3, 2, 2, 2)}
+POOL = {"kernel_shape": [2, 2]}
 BAD = {
+    r"Conv: `strides` must be 2 positive integers \(got \(0, 0\)": lambda: of_one(
+        "Conv", weights=KERNEL, auto_pad="SAME_UPPER", strides=[0, 0]
+    ),
+    "AveragePool: `strides` must be": lambda: of_one(
+        "AveragePool", **POOL, auto_pad="SAME_UPPER", strides=[0, 0]
+    ),
+    "MaxPool: `strides` must be": lambda: of_one(
+        "MaxPool", **POOL, ceil_mode=1, strides=[0, 0]
+    ),
+    "Conv: `dilations` must be": lambda: of_one(
+        "Conv", weights=KERNEL, dilations=[1, 0]
+    ),
+    "Conv: `pads` must be 4 integers from 0": lambda: of_one(
+        "Conv", weights=KERNEL, pads=[0, 0, -1, 0]
+    ),
+    "Conv: `kernel_shape`": lambda: of_one("Conv", weights=KERNEL, kernel_shape=[3, 3]),
+    "AveragePool: its input of shape": lambda: of_one(
+        "AveragePool", kernel_shape=[10**9, 10**9]
+    ),
+    "MaxPool: its input of shape": lambda: of_one(
+        "MaxPool", kernel_shape=[10**9, 10**9], ceil_mode=1
+    ),
+    "MaxPool: `pads` .* beyond its window": lambda: of_one(
+        "MaxPool", **POOL, pads=[3] * 4
+    ),
+    "AveragePool: dilated": lambda: of_one(
+        "AveragePool", **POOL, opset=19, dilations=[2, 2]
+    ),
+    "Gather: axis 0 lies outside": lambda: model(
+        [
+            helper.make_node("ReduceSum", ["x"], ["h"], keepdims=0),
+            node("Gather", "h", "i"),
+        ],
+        [tensor("i", np.array(0, INT))],
+        (1, 4),
+    ),
+    "Flatten: axis 7 lies outside": lambda: of_one("Flatten", axis=7),
+    "Unsqueeze: an axis is repeated": lambda: of_one(
+        "Unsqueeze", weights={"a": np.array([0, 0], INT)}
+    ),
+    "Slice: a step is 0": lambda: of_one(
+        "Slice", weights={k: np.array([k == "e"], INT) for k in "seat"}
+    ),
+    r"Slice: it makes an array of shape \(0, 2, 5, 5\)": emptied,
+    r"Reshape does not fit its inputs of shapes \(1, 2, 5, 5\), \(1,\)": lambda: of_one(
+        "Reshape", weights={"s": np.array([7], INT)}
+    ),
+    r"Dropout must have one output \(got 0\)": lambda: of_names(("Dropout", "x", "")),
+    "BatchNormalization must have one output": lambda: of_names(
+        ("BatchNormalization", "x x x x x", "")
+    ),
+    "reads 'W', which holds int64": lambda: of_one(
+        "MatMul", (1, 4), weights={"W": np.ones((4, 2), INT)}
+    ),
+    "Shape reads 'ghost', which nothing makes": lambda: of_names(
+        ("Shape", "ghost", "y")
+    ),
+    "cannot run it": lambda: of_one(
+        "Add", (1, 4), weights={"c": np.ones(4, np.float64)}
+    ),
+    "Gemm lacks its input `B`": lambda: of_one("Gemm", (1, 4)),
+    "Sum lacks its input `data_0`": lambda: of_names(("Sum", "", "y")),
+    "MaxPool lacks its attribute `kernel_shape`": lambda: of_one("MaxPool"),
+    "Concat lacks its attribute `axis`": lambda: of_one("Concat"),
+    "`kernel_shape` of MaxPool must be of type INTS": lambda: of_one(
+        "MaxPool", kernel_shape=2
+    ),
+    "Relu has at most 1 inputs": lambda: of_names(("Relu", "x x", "y")),
+    "Range is not in operator set 7": lambda: of_one("Range", opset=7),
+    "Div: it divides by zero": lambda: of_one("Div", weights={"c": np.float32([0, 1])}),
+    "Add reads 'c', which holds NaN or inf": lambda: of_one(
+        "Add", weights={"c": np.float32([np.inf])}
+    ),
+    "Clip reads 'low', which holds NaN": lambda: of_one(
+        "Clip", weights={"low": np.float32(np.nan)}
+    ),
+    "Clip: its limit inf leaves no number": lambda: of_one(
+        "Clip", weights={"low": np.float32(np.inf)}
+    ),
+    "Clip: its limits must be single": lambda: of_one(
+        "Clip", weights={"low": np.zeros(5, np.float32)}
+    ),
+    "its output for random inputs is NaN": lambda: of_one(
+        "Mul", opset=17, weights={"c": np.float32([3e38])}, shape=(1, 9)
+    ),
+    "BatchNormalization: a variance plus `epsilon`": lambda: of_one(
+        "BatchNormalization", weights={k: np.float32([-1, -1]) for k in "sbmv"}
+    ),
+    "`alpha` of LeakyRelu is nan": lambda: of_one("LeakyRelu", alpha=float("nan")),
+    "`alpha` of Gemm is inf": lambda: of_one(
+        "Gemm", (1, 4), weights={"W": weight(4, 4)}, alpha=float("inf")
+    ),
+    "Cast: it casts the network's values to float16": cast_and_back,
+    r"type FLOAT or DOUBLE \(got INT64\)": lambda: of_input(TensorProto.INT64),
+    r"type FLOAT or DOUBLE \(got 999\)": lambda: of_input(999),
+    "'x' is made more than once": lambda: of_names(("Relu", "x", "x")),
+    "'y' is made more than once": lambda: of_names(
+        ("Relu", "x", "y"), ("Tanh", "x", "y")
+    ),
     "lies in another file": external_data,
     "impossible shape": huge_tensor,
     "makes an array of shape": huge_intermediate,
@@ -315,9 +495,20 @@ def test_bad_model(message, saved):
 
 def test_bad_files(tmp_path):
     whole = (FILES / "perceptron.onnx").read_bytes()
-    for name, data in (("torn.onnx", whole[:700]), ("text.onnx", b"{}" * 50)):
+    zipped = gzip.compress(whole)[:10] + b"\xff" * 100
+    for name, data, message in (
+        ("torn.onnx", whole[:700], "damaged"),
+        ("text.onnx", b"{}" * 50, "damaged"),
+        ("torn.onnx.gz", zipped, "damaged"),
+        ("empty.onnx", b"", "is empty"),
+        (
+            "bare.onnx",
+            onnx.ModelProto(ir_version=8).SerializeToString(),
+            "holds no model",
+        ),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=r"damaged|needed"):
+        with pytest.raises(ValueError, match=message):
             load_onnx(tmp_path / name)
     with pytest.raises(ValueError, match="No such file"):
         load_onnx(tmp_path / "absent.onnx")

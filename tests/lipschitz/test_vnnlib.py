@@ -103,6 +103,23 @@ BAD = {
     "lies outside the shape": TENSORS + "(assert (<= X[0,2] 1))",
     "the impossible shape": TENSORS.replace("[1,2]", "[99999,99999]"),
     "is of kind Int": TENSORS.replace("X Real", "X Int"),
+    "the impossible shape \\[1,-2]": TENSORS.replace("[1,2]", "[1,-2]"),
+    "a declaration is not understood.*name, a kind": "(declare-network N"
+    " (declare-input X))",
+    "a declaration is not understood: .*'X_0'": "(declare-const (X_0) Real)",
+    r"\[\] is not supported inside": "(declare-network N ())",
+    "X is declared twice": TENSORS.replace("output Y", "output X"),
+    r"X_9{55}\.\.\. was not declared": f"{DECLARED}(assert (<= X_{'9' * 5000} 1))",
+    r"called X_0, .* X_9{55}\.\.\.": f"(declare-const X_{'9' * 5000} Real)",
+    r"X\[9{55}\.\.\. lies outside": f"{TENSORS}(assert (<= X[{'9' * 5000}] 1))",
+    r"X\[0 1\] lies outside": TENSORS + "(assert (<= X[0 1] 1))",
+    r"\[ was not declared": TENSORS + "(assert (<= [ 1))",
+    "1_0 is no finite number": DECLARED + "(assert (<= X_0 1_0))",
+    "1e999 is no finite number": DECLARED + "(assert (<= X_0 1e999))",
+    "a number is too large": DECLARED + "(assert (<= (* 1e300 1e300 Y_0) 0))",
+    "a number is too large; d": DECLARED + "(assert (<= (+ 1e308 1e308) Y_0))",
+    "a number is too large; do": DECLARED + "(assert (<= (* 1e-300 X_0) 1e300))",
+    "'\\*' is not supported": DECLARED + "(assert (<= (*) Y_0))",
     "more than one network": TENSORS + "(declare-network g)",
 }
 
@@ -116,6 +133,10 @@ def test_bad_file(message, read):
 def test_absent_and_binary_files(tmp_path):
     with pytest.raises(ValueError, match="No such file"):
         read_vnnlib(tmp_path / "absent.vnnlib")
+    zipped = gzip.compress(DECLARED.encode())[:10] + b"\xff" * 100
+    (tmp_path / "p.vnnlib.gz").write_bytes(zipped)
+    with pytest.raises(ValueError, match="damaged"):
+        read_vnnlib(tmp_path / "p.vnnlib.gz")
     (tmp_path / "p.vnnlib").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="it is no text"):
         read_vnnlib(tmp_path / "p.vnnlib")

@@ -8,6 +8,8 @@ takes the network: bounds, Lipschitz constants, gradients, jit and vmap.
 from __future__ import annotations
 
 import math
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ class OnnxNetwork(eqx.Module):
             raise ValueError(
                 f"OnnxNetwork: the input must have shape {self.input_shape} "
                 f"(got {jnp.shape(x)})."
+            )
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                "OnnxNetwork: the input must hold floating-point numbers "
+                f"(got {x.dtype})."
             )
         out = self._run(x[None] if self.batched else x)
         return out[0] if self.batched and out.ndim > 1 and out.shape[0] == 1 else out
@@ -152,13 +159,17 @@ def _parse(path: Path):
         ) from error
     from google.protobuf.message import DecodeError
 
-    data = read_bytes("load_onnx", path, _MOST_BYTES)
     try:
-        return onnx.load_model_from_string(data)
-    except DecodeError as error:
+        data = read_bytes("load_onnx", path, _MOST_BYTES)
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, zlib.error) as error:
         raise ValueError(
             f"load_onnx: {path.name} is no ONNX file, or a damaged one. Export it anew."
         ) from error
+    if not model.HasField("graph"):
+        state = "holds no model" if data else "is empty"
+        raise ValueError(f"load_onnx: {path.name} {state}. Export it anew.")
+    return model
 
 
 def _network(path: Path, model) -> OnnxNetwork:
@@ -173,11 +184,13 @@ def _network(path: Path, model) -> OnnxNetwork:
             f"one input and one output are needed (got {len(given)} and "
             f"{len(graph.output)})."
         )
+    _check_names(graph, given[0].name)
     shape, batched = _input_shape(given[0])
     x = jax.ShapeDtypeStruct((1, *shape) if batched else shape, jnp.float32)
     known, avals, program = dict(weights), {given[0].name: x}, []
     for proto in graph.node:
-        node = _node(proto, path)
+        node = _node(proto, path, opset)
+        _check_reads(node, known, avals)
         if _shapes_only(node, known):
             known[node.outputs[0]] = _of_shapes(node, proto, opset, known, avals)
         elif node.operator not in OPERATORS:
@@ -205,24 +218,53 @@ def _network(path: Path, model) -> OnnxNetwork:
     )
 
 
+def _check_names(graph, input_name: str) -> None:
+    """A value has one maker; otherwise the order of the nodes would matter."""
+    made = [input_name, *(tensor.name for tensor in graph.initializer)]
+    made += [name for node in graph.node for name in node.output if name]
+    name, times = Counter(made).most_common(1)[0]
+    if times > 1:
+        raise FileProblem(f"{name!r} is made more than once. Export the model anew.")
+
+
+def _check_reads(node: Node, known: dict, avals: dict) -> None:
+    for name in node.inputs:
+        if name and name not in known and name not in avals:
+            raise FileProblem(f"{_called(node)} reads {name!r}, which nothing makes.")
+
+
 def _place(node: Node, known: dict, avals: dict, program: list) -> None:
     """Computes a node now, or puts it into the program."""
     for place, name in enumerate(node.inputs):
-        if name and name not in known and name not in avals:
-            raise FileProblem(f"{_called(node)} reads {name!r}, which nothing makes.")
-        if name and place in KNOWN_INPUTS.get(node.operator, ()):
-            if name in avals:
-                raise FileProblem(
-                    f"input {place} of {_called(node)} depends on the network's input."
-                )
-            node.fixed[place] = known[name]
-    out = _shape_of(node, known, avals)
+        setting = place in KNOWN_INPUTS.get(node.operator, ())
+        if setting and name in avals:
+            raise FileProblem(
+                f"input {place} of {_called(node)} depends on the network's input."
+            )
+        if name in known:
+            _check_constant(node, name, known[name], setting)
+            if setting:
+                node.fixed[place] = known[name]
+    out = _built(node, known, avals)
     if all(not name or name in known for name in node.inputs):
-        inputs = [known[name] if name else None for name in node.inputs]
-        known[node.outputs[0]] = np.asarray(_apply(node, inputs))
+        known[node.outputs[0]] = out
     else:
         avals[node.outputs[0]] = out
         program.append(node)
+
+
+def _check_constant(node: Node, name: str, value: np.ndarray, setting: bool) -> None:
+    """Values are finite floats; settings may be integers, or infinite limits."""
+    if not setting and not _floating(value):
+        raise FileProblem(
+            f"{_called(node)} reads {name!r}, which holds {value.dtype}, not "
+            "floating-point numbers."
+        )
+    limit = setting and node.operator == "Clip"
+    if _floating(value) and np.any(np.isnan(value) if limit else ~np.isfinite(value)):
+        raise FileProblem(
+            f"{_called(node)} reads {name!r}, which holds NaN or infinity."
+        )
 
 
 def _shapes_only(node: Node, known: dict) -> bool:
@@ -231,7 +273,7 @@ def _shapes_only(node: Node, known: dict) -> bool:
         return True
     values = [known.get(name) for name in node.inputs if name]
     return node.operator in ON_SHAPES and all(
-        v is not None and not _floating(v) for v in values
+        v is not None and v.dtype.kind in "iub" for v in values
     )
 
 
@@ -253,8 +295,27 @@ def _of_shapes(node: Node, proto, opset: int, known: dict, avals: dict) -> np.nd
     try:
         (out, *_) = ReferenceEvaluator(proto, opsets={"": opset}).run(None, inputs)
     except Exception as error:  # each operator has its own
-        raise FileProblem(f"{_called(node)} could not be computed: {error}.") from error
+        raise FileProblem(
+            f"{_called(node)} does not fit the integers that it reads."
+        ) from error
     return np.asarray(out)
+
+
+def _built(node: Node, known: dict, avals: dict):
+    """The output if the file gives it, else its shape; any error names the node."""
+    try:
+        out = _shape_of(node, known, avals)
+        if all(not name or name in known for name in node.inputs):
+            out = np.asarray(_apply(node, [known.get(name) for name in node.inputs]))
+    except FileProblem as problem:
+        raise FileProblem(f"{_called(node)}: {problem}") from problem
+    except Exception as error:  # whatever NumPy and JAX raise for a file's numbers
+        shapes = [(known | avals)[name].shape for name in node.inputs if name]
+        raise FileProblem(
+            f"{_called(node)} does not fit its inputs of shapes "
+            f"{', '.join(map(str, shapes))}, or its attributes do not."
+        ) from error
+    return out
 
 
 def _shape_of(node, known, avals):
@@ -265,52 +326,99 @@ def _shape_of(node, known, avals):
         found = dict(zip(dynamic, values, strict=True))
         return _apply(node, [found.get(n, known.get(n)) for n in node.inputs])
 
-    out = jax.eval_shape(run, [avals[name] for name in dynamic])
-    if math.prod(out.shape) > MOST_ENTRIES:
-        raise FileProblem(f"{_called(node)} makes an array of shape {out.shape}.")
+    # Weights come in the file's precision here, and in the input's when called.
+    with jax.numpy_dtype_promotion("standard"):
+        out = jax.eval_shape(run, [avals[name] for name in dynamic])
+    if not 0 < math.prod(out.shape) <= MOST_ENTRIES:
+        raise FileProblem(f"it makes an array of shape {out.shape}.")
     return out
 
 
 def _apply(node: Node, inputs):
-    try:
-        # ONNX broadcasts as NumPy does.
-        with jax.numpy_rank_promotion("allow"):
-            return OPERATORS[node.operator](node, *inputs)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise FileProblem(f"{_called(node)}: {error}") from error
+    # ONNX broadcasts as NumPy does.
+    with jax.numpy_rank_promotion("allow"):
+        return OPERATORS[node.operator](node, *inputs)
 
 
-def _called(node: Node) -> str:
-    return f"{node.operator} ({node.name})" if node.name else node.operator
+def _called(node) -> str:
+    operator = node.operator if isinstance(node, Node) else node.op_type
+    return f"{operator} ({node.name})" if node.name else operator
 
 
-def _node(proto, path: Path) -> Node:
+def _node(proto, path: Path, opset: int) -> Node:
+    operator = proto.op_type
     if proto.domain not in ("", "ai.onnx"):
-        raise UnsupportedPrimitive(f"{proto.domain}.{proto.op_type}", path.name)
+        raise UnsupportedPrimitive(f"{proto.domain}.{operator}", path.name)
+    if operator not in {*OPERATORS, *ON_SHAPES, "Constant", "Shape"}:
+        raise UnsupportedPrimitive(operator, path.name)
     used = [name for name in proto.output if name]
-    if len(used) != 1 and proto.op_type not in ("Dropout", "BatchNormalization"):
-        raise FileProblem(f"{proto.op_type} ({proto.name}) must have one output.")
+    several = operator in ("Dropout", "BatchNormalization")
+    if used[:1] != proto.output[:1] or not used or (len(used) > 1 and not several):
+        raise FileProblem(f"{_called(proto)} must have one output (got {len(used)}).")
+    _check_form(proto, opset)
     return Node(
-        proto.op_type,
+        operator,
         proto.name,
-        {a.name: _attribute(a) for a in proto.attribute},
+        {a.name: _attribute(proto, a) for a in proto.attribute},
         tuple(proto.input),
         tuple(used[:1]),
         {},
     )
 
 
-def _attribute(proto):
+def _check_form(proto, opset: int) -> None:
+    """The node's inputs and attributes against ONNX's own declaration."""
+    from onnx import defs
+
+    try:
+        form = defs.get_schema(proto.op_type, opset, "")
+    except defs.SchemaError as error:
+        raise FileProblem(
+            f"{_called(proto)} is not in operator set {opset}."
+        ) from error
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    for place, formal in enumerate(form.inputs):
+        given = place < len(proto.input) and proto.input[place]
+        if formal.option != optional and not given:
+            raise FileProblem(f"{_called(proto)} lacks its input `{formal.name}`.")
+    if len(proto.input) > form.max_input:
+        raise FileProblem(
+            f"{_called(proto)} has at most {form.max_input} inputs in operator set "
+            f"{opset} (got {len(proto.input)})."
+        )
+    given = {attribute.name: attribute.type for attribute in proto.attribute}
+    for name, attribute in form.attributes.items():
+        if attribute.required and name not in given:
+            raise FileProblem(f"{_called(proto)} lacks its attribute `{name}`.")
+        if name in given and given[name] != attribute.type.value:
+            raise FileProblem(
+                f"attribute `{name}` of {_called(proto)} must be of type "
+                f"{attribute.type.name}."
+            )
+
+
+def _attribute(node, proto):
     from onnx import TensorProto, helper
 
-    value = helper.get_attribute_value(proto)
+    what = f"attribute `{proto.name}` of {_called(node)}"
+    try:
+        value = helper.get_attribute_value(proto)
+    except ValueError as error:  # a reference, or no type
+        raise FileProblem(f"{what} has no value.") from error
     if isinstance(value, TensorProto):
-        return _tensor(value, f"attribute {proto.name!r}")
+        return _tensor(value, what)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        # `Clip` may have infinite limits.
+        if math.isnan(value) or (math.isinf(value) and node.op_type != "Clip"):
+            raise FileProblem(f"{what} is {value}.")
         return value
-    return tuple(value)
+    if isinstance(value, int):
+        return value
+    if hasattr(value, "__iter__"):
+        return tuple(value)
+    raise FileProblem(f"{what} is of a type that is not supported.")
 
 
 def _tensor(proto, what: str) -> np.ndarray:
@@ -324,16 +432,13 @@ def _tensor(proto, what: str) -> np.ndarray:
     if math.prod(proto.dims) > MOST_ENTRIES or any(n < 0 for n in proto.dims):
         raise FileProblem(f"{what} has the impossible shape {tuple(proto.dims)}.")
     try:
-        value = numpy_helper.to_array(proto)
+        return numpy_helper.to_array(proto)
     except Exception as error:  # each version of onnx has its own
         raise FileProblem(f"{what} is damaged.") from error
-    if _floating(value) and not np.all(np.isfinite(value)):
-        raise FileProblem(f"{what} holds NaN or infinity.")
-    return value
 
 
 def _floating(value: np.ndarray) -> bool:
-    return np.issubdtype(value.dtype, np.floating)
+    return jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def _opset(model) -> int:
@@ -350,7 +455,14 @@ def _opset(model) -> int:
 
 
 def _input_shape(info) -> tuple[tuple[int, ...], bool]:
+    from onnx import TensorProto
+
     kind = info.type.tensor_type
+    if kind.elem_type not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        raise FileProblem(
+            f"input {info.name!r} must be of type FLOAT or DOUBLE "
+            f"(got {_type_name(kind.elem_type)})."
+        )
     sizes = [d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim]
     if not sizes or None in sizes[1:]:
         raise FileProblem(
@@ -366,18 +478,24 @@ def _input_shape(info) -> tuple[tuple[int, ...], bool]:
     return shape, batched
 
 
+def _type_name(number: int) -> str:
+    from onnx import TensorProto
+
+    known = number in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(number) if known else str(number)
+
+
 def _compare(path: Path, model, network: OnnxNetwork) -> None:
     """Random inputs through ONNX's own evaluator and through ours."""
-    from onnx.reference import ReferenceEvaluator
-
     rng = np.random.default_rng(0)
-    evaluator = ReferenceEvaluator(model)
     run = jax.jit(lambda x: network._run(x))
     for _ in range(_TRIALS):
         shape = (1, *network.input_shape) if network.batched else network.input_shape
         x = rng.standard_normal(shape).astype(np.float32)
-        (expected,) = evaluator.run(None, {network.input_name: x})
+        expected = _evaluated(model, network.input_name, x)
         found = np.asarray(run(x))
+        if not np.all(np.isfinite(expected)) or not np.all(np.isfinite(found)):
+            raise FileProblem("its output for random inputs is NaN or infinite.")
         scale = 1 + np.max(np.abs(expected), initial=0.0)
         if found.shape != expected.shape or not np.allclose(
             found, expected, rtol=0, atol=1e-4 * scale
@@ -386,3 +504,19 @@ def _compare(path: Path, model, network: OnnxNetwork) -> None:
                 "the network that was read does not compute what ONNX's reference "
                 "evaluator does. Please report the file."
             )
+
+
+def _evaluated(model, name: str, x: np.ndarray) -> np.ndarray:
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    (info,) = (i for i in model.graph.input if i.name == name)
+    kind = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+    try:
+        with np.errstate(all="ignore"):
+            (out,) = ReferenceEvaluator(model).run(None, {name: x.astype(kind)})
+    except Exception as error:  # each operator has its own
+        raise FileProblem(
+            "ONNX's reference evaluator cannot run it. Does `onnx.checker` accept it?"
+        ) from error
+    return np.asarray(out)

@@ -18,6 +18,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ._files import FileProblem
+
+# No array of a network that is read may be larger.
+MOST_ENTRIES = 100_000_000
+# Limits of `Clip` beyond it are hardly ever reached.
+_LARGE_LIMIT = 1e4
+
 
 class Node(NamedTuple):
     """One node of a file.
@@ -52,6 +59,9 @@ def _multiply(node, a, b):
 
 
 def _divide(node, a, b):
+    # What the file gives is a NumPy array while the file is read.
+    if isinstance(b, np.ndarray) and not np.all(b):
+        raise FileProblem("it divides by zero.")
     return a / b
 
 
@@ -86,15 +96,36 @@ def _identity(node, x, *unused):
 
 def _dropout(node, x, ratio=None, training=None):
     if training is not None and bool(np.asarray(training)):
-        raise ValueError("it is in training mode. Export the model for inference.")
+        raise FileProblem("it is in training mode. Export the model for inference.")
     return x
 
 
 def _clip(node, x, low=None, high=None):
     low = node.attributes.get("min") if low is None else low
     high = node.attributes.get("max") if high is None else high
-    x = x if low is None else jnp.maximum(x, jnp.asarray(low, x.dtype))
-    return x if high is None else jnp.minimum(x, jnp.asarray(high, x.dtype))
+    return _limited(_limited(x, low, 1), high, -1)
+
+
+def _limited(x, limit, sign):
+    """`max(x, limit)` for sign 1, `min(x, limit)` for sign -1."""
+    if limit is None:
+        return x
+    if np.size(limit) != 1:
+        raise FileProblem(f"its limits must be single numbers (got {limit}).")
+    # A limit among the attributes is a Python float, of the file's single precision.
+    kind = limit.dtype if isinstance(limit, np.ndarray) else np.float32
+    most = min(float(jnp.finfo(kind).max), float(jnp.finfo(x.dtype).max))
+    limit = float(np.reshape(limit, ()))
+    if sign * limit >= most:
+        raise FileProblem(f"its limit {limit:g} leaves no number.")
+    if abs(limit) >= most:
+        return x
+    if abs(limit) > _LARGE_LIMIT:
+        # Bounds of `max` add the limit and subtract it again, which would drown x in
+        # rounding; here what is added is exactly zero until x reaches the limit.
+        return x + sign * jax.nn.relu(sign * (limit - x))
+    limit = jnp.asarray(limit, x.dtype)
+    return jnp.maximum(x, limit) if sign > 0 else jnp.minimum(x, limit)
 
 
 def _largest(node, *xs):
@@ -139,9 +170,12 @@ def _gemm(node, a, b, c=None):
 def _convolution(node, x, weight, bias=None):
     axes = weight.ndim - 2
     if x.ndim != weight.ndim:
-        raise ValueError(
+        raise FileProblem(
             f"its input of shape {x.shape} does not fit a kernel of {weight.shape}."
         )
+    given = tuple(node.attributes.get("kernel_shape", weight.shape[2:]))
+    if given != weight.shape[2:]:
+        raise FileProblem(f"`kernel_shape` {given} is not its kernel's.")
     strides = _per_axis(node, "strides", axes)
     dilations = _per_axis(node, "dilations", axes)
     window = [d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True)]
@@ -158,8 +192,11 @@ def _convolution(node, x, weight, bias=None):
 
 def _batch_normalisation(node, x, scale, shift, mean, variance):
     if node.attributes.get("training_mode", 0):
-        raise ValueError("it is in training mode. Export the model for inference.")
-    factor = scale / jnp.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+        raise FileProblem("it is in training mode. Export the model for inference.")
+    variance = variance + node.attributes.get("epsilon", 1e-5)
+    if isinstance(variance, np.ndarray) and np.any(variance <= 0):
+        raise FileProblem("a variance plus `epsilon` is not positive.")
+    factor = scale / jnp.sqrt(variance)
     column = lambda v: v.reshape(1, -1, *(1,) * (x.ndim - 2))  # noqa: E731
     return x * column(factor) + column(shift - mean * factor)
 
@@ -169,8 +206,6 @@ def _batch_normalisation(node, x, scale, shift, mean, variance):
 
 def _max_pool(node, x):
     window, strides, pads = _pooling(node, x)
-    if any(d != 1 for d in _per_axis(node, "dilations", len(window))):
-        raise ValueError("dilated max-pooling is not supported.")
     # A padded entry never wins; nor does a copy of the border, which every window that
     # reaches beyond it contains.
     x = jnp.pad(x, ((0, 0), (0, 0), *pads), mode="edge")
@@ -206,8 +241,17 @@ def _global_average_pool(node, x):
 
 def _pooling(node, x):
     window = tuple(node.attributes["kernel_shape"])
+    if min(window, default=0) < 1 or x.ndim != len(window) + 2:
+        raise FileProblem(
+            f"its input of shape {x.shape} does not fit a window of {window}."
+        )
+    if any(d != 1 for d in _per_axis(node, "dilations", len(window))):
+        raise FileProblem("dilated pooling is not supported.")
     strides = _per_axis(node, "strides", len(window))
     pads = _padding(node, x.shape[2:], window, strides)
+    # A window within the padding would hold no entry.
+    if any(max(pair) >= k for pair, k in zip(pads, window, strict=True)):
+        raise FileProblem(f"`pads` {pads} reach beyond its window of {window}.")
     if node.attributes.get("ceil_mode", 0):
         pads = [
             (low, high + _beyond(n + low + high, k, s, n + low))
@@ -215,6 +259,12 @@ def _pooling(node, x):
                 pads, x.shape[2:], window, strides, strict=True
             )
         ]
+    padded = [n + low + high for n, (low, high) in zip(x.shape[2:], pads, strict=True)]
+    fits = all(k <= n for k, n in zip(window, padded, strict=True))
+    if not fits or math.prod(padded) > MOST_ENTRIES:
+        raise FileProblem(
+            f"its input of shape {x.shape} does not fit a window of {window}."
+        )
     return window, strides, pads
 
 
@@ -227,7 +277,10 @@ def _beyond(length: int, window: int, stride: int, last_start: int) -> int:
 
 
 def _per_axis(node, name, axes):
-    return tuple(node.attributes.get(name) or (1,) * axes)
+    given = tuple(node.attributes.get(name) or (1,) * axes)
+    if len(given) != axes or min(given, default=1) < 1:
+        raise FileProblem(f"`{name}` must be {axes} positive integers (got {given}).")
+    return given
 
 
 def _padding(node, shape, window, strides) -> list[tuple[int, int]]:
@@ -235,11 +288,15 @@ def _padding(node, shape, window, strides) -> list[tuple[int, int]]:
     axes = len(window)
     if kind in ("NOTSET", ""):
         pads = node.attributes.get("pads") or (0,) * (2 * axes)
+        if len(pads) != 2 * axes or min(pads, default=0) < 0:
+            raise FileProblem(
+                f"`pads` must be {2 * axes} integers from 0 (got {tuple(pads)})."
+            )
         return list(zip(pads[:axes], pads[axes:], strict=True))
     if kind == "VALID":
         return [(0, 0)] * axes
     if kind not in ("SAME_UPPER", "SAME_LOWER"):
-        raise ValueError(f"`auto_pad` is {kind!r}, which does not exist.")
+        raise FileProblem(f"`auto_pad` is {kind!r}, which does not exist.")
     pads = []
     for n, k, s in zip(shape, window, strides, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -252,7 +309,9 @@ def _padding(node, shape, window, strides) -> list[tuple[int, int]]:
 
 
 def _flatten(node, x):
-    axis = node.attributes.get("axis", 1) % (x.ndim + 1)
+    axis = node.attributes.get("axis", 1)
+    # All axes may come first; a negative axis counts from the last one.
+    axis = axis if axis == x.ndim else _axis(axis, x.ndim)
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
@@ -268,7 +327,7 @@ def _transpose(node, x):
 
 
 def _concatenate(node, *xs):
-    return jnp.concatenate(xs, node.attributes["axis"])
+    return jnp.concatenate(xs, _axis(node.attributes["axis"], xs[0].ndim))
 
 
 def _squeeze(node, x, axes=None):
@@ -283,7 +342,9 @@ def _unsqueeze(node, x, axes=None):
 
 def _with_ones(shape, axes):
     rank = len(shape) + len(axes)
-    places = {axis % rank for axis in axes}
+    places = {_axis(axis, rank) for axis in axes}
+    if len(places) < len(axes):
+        raise FileProblem(f"an axis is repeated in {axes}.")
     rest = iter(shape)
     return tuple(1 if k in places else next(rest) for k in range(rank))
 
@@ -293,8 +354,11 @@ def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
         starts, ends = node.attributes["starts"], node.attributes["ends"]
         axes = node.attributes.get("axes")
     starts, ends = ([int(v) for v in part] for part in (starts, ends))
-    axes = range(len(starts)) if axes is None else [int(a) for a in axes]
+    axes = range(len(starts)) if axes is None else axes
+    axes = [_axis(int(a), x.ndim) for a in axes]
     steps = [1] * len(starts) if steps is None else [int(s) for s in steps]
+    if 0 in steps:
+        raise FileProblem("a step is 0.")
     chosen = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         # "To the very beginning" is written as a large negative end.
@@ -304,24 +368,24 @@ def _slice(node, x, starts=None, ends=None, axes=None, steps=None):
 
 
 def _gather(node, x, indices):
-    axis = node.attributes.get("axis", 0) % x.ndim
+    axis = _axis(node.attributes.get("axis", 0), x.ndim)
     indices = np.asarray(indices)
     length = x.shape[axis]
     if np.any(indices < -length) or np.any(indices >= length):
-        raise ValueError(f"an index lies outside the axis of length {length}.")
+        raise FileProblem(f"an index lies outside the axis of length {length}.")
     return jnp.take(x, np.where(indices < 0, indices + length, indices), axis)
 
 
 def _pad(node, x, pads=None, value=None, axes=None):
     mode = node.attributes.get("mode", "constant")
     if mode not in ("constant", "edge"):
-        raise ValueError(f"padding of mode {mode!r} is not supported.")
+        raise FileProblem(f"padding of mode {mode!r} is not supported.")
     pads = node.attributes.get("pads") if pads is None else pads
     value = node.attributes.get("value", 0.0) if value is None else value
     pads = [int(p) for p in pads]
-    axes = range(x.ndim) if axes is None else [int(a) % x.ndim for a in axes]
+    axes = range(x.ndim) if axes is None else [_axis(int(a), x.ndim) for a in axes]
     if min(pads, default=0) < 0:
-        raise ValueError("negative padding is not supported.")
+        raise FileProblem("negative padding is not supported.")
     half = len(pads) // 2
     widths = [(0, 0)] * x.ndim
     for axis, low, high in zip(axes, pads[:half], pads[half:], strict=True):
@@ -344,6 +408,12 @@ def _reduce_mean(node, x, axes=None):
     return total / (x.size / total.size)
 
 
+def _axis(axis: int, rank: int) -> int:
+    if not -rank <= axis < rank:
+        raise FileProblem(f"axis {axis} lies outside its input of {rank} axes.")
+    return axis % rank
+
+
 def _axes(node, given):
     axes = node.attributes.get("axes") if given is None else given
     if axes is None or len(axes) == 0:
@@ -355,14 +425,14 @@ def _cast(node, x):
     from onnx.helper import tensor_dtype_to_np_dtype
 
     target = tensor_dtype_to_np_dtype(node.attributes["to"])
-    if not np.issubdtype(target, np.floating):
-        raise ValueError(f"it casts the network's values to {target}.")
-    # Networks run in the precision of their input.
+    # Networks run in the precision of their input; a lower one would round.
+    if target not in (np.float32, np.float64):
+        raise FileProblem(
+            f"it casts the network's values to {target}, which is not supported. "
+            "Export the model in one precision."
+        )
     return x
 
-
-# No array of a network that is read may be larger.
-MOST_ENTRIES = 100_000_000
 
 OPERATORS: dict[str, Callable[..., Array]] = {
     "Abs": _absolute,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ from jaxtyping import Bool, Float
 
 from ._files import FileProblem, read_bytes
 
-_TOKEN = re.compile(r"\(|\)|[^\s()\[\]]+(?:\[[^\]]*\])?|\[[^\]]*\]")
-_INDEXED = re.compile(r"([A-Za-z]\w*?)(?:_(\d+)|\[([\d,\s]*)\])$")
+_TOKEN = re.compile(r"[()]|[^\s()\[\]]+(?:\[[^\]]*\])?|\[[^\]]*\]|[\[\]]")
+_INDEXED = re.compile(r"([A-Za-z]\w*?)(?:_(\d{1,9})|(\[.*\]))", re.ASCII | re.DOTALL)
+_INTEGERS = re.compile(r"\[\s*(?:\d{1,9}\s*(?:,\s*\d{1,9}\s*)*)?\]", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _MOST_CASES = 10_000
 _MOST_VARIABLES = 10_000_000
 _MOST_DEPTH = 100
@@ -99,11 +102,25 @@ def read_vnnlib(path: str | Path) -> list[UnsafeCase]:
 
 
 def _read(path: Path) -> str:
-    data = read_bytes("read_vnnlib", path, _MOST_BYTES)
     try:
-        return data.decode("utf-8")
+        return read_bytes("read_vnnlib", path, _MOST_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileProblem("it is no text.") from error
+    except zlib.error as error:
+        raise FileProblem("it is damaged. Compress it anew.") from error
+
+
+def _quoted(part) -> str:
+    """A part of the file for a message: files may hold words of any length."""
+    text = part if isinstance(part, str) else repr(part)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _integers(text: str) -> tuple[int, ...] | None:
+    """What `[1, 2]` lists, if it is such a list of integers from 0."""
+    if not _INTEGERS.fullmatch(text):
+        return None
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def _expressions(text: str) -> list:
@@ -146,7 +163,7 @@ class _Variables:
         match = _INDEXED.fullmatch(name)
         if not match or match[1] not in ("X", "Y") or match[2] is None:
             raise FileProblem(
-                f"variables are called X_0, X_1, ... and Y_0, ...: {name}."
+                f"variables are called X_0, X_1, ... and Y_0, ...: {_quoted(name)}."
             )
         kind = "input" if match[1] == "X" else "output"
         if int(match[2]) != self.sizes[kind]:
@@ -157,9 +174,13 @@ class _Variables:
     def declare_tensor(self, kind: str, name: str, shape: tuple[int, ...]) -> None:
         if self.sizes[kind]:
             raise FileProblem(f"there is more than one {kind}.")
+        if name in self.kinds:
+            raise FileProblem(f"{_quoted(name)} is declared twice.")
         size = math.prod(shape)
         if not 0 < size <= _MOST_VARIABLES:
-            raise FileProblem(f"{kind} {name} has the impossible shape {shape}.")
+            raise FileProblem(
+                f"{kind} {_quoted(name)} has the impossible shape {_quoted(shape)}."
+            )
         self.sizes[kind] = size
         self.kinds[name] = (kind, shape)
 
@@ -168,40 +189,52 @@ class _Variables:
         if match is None and name in self.kinds and self.kinds[name][1] in ((), (1,)):
             return self.kinds[name][0], 0
         if not match or match[1] not in self.kinds:
-            raise FileProblem(f"{name} was not declared.")
+            raise FileProblem(f"{_quoted(name)} was not declared.")
         kind, shape = self.kinds[match[1]]
         if (shape is None) != (match[3] is None):
-            raise FileProblem(f"{name} was not declared.")
-        if shape is None:
-            index = int(match[2])
-        else:
-            place = tuple(int(n) for n in match[3].split(",") if n.strip())
-            if len(place) != len(shape) or any(
-                k >= n for k, n in zip(place, shape, strict=True)
-            ):
-                raise FileProblem(f"{name} lies outside the shape {shape}.")
-            index = int(np.ravel_multi_index(place, shape)) if shape else 0
+            raise FileProblem(f"{_quoted(name)} was not declared.")
+        index = int(match[2]) if shape is None else _flat_index(name, match[3], shape)
         if index >= self.sizes[kind]:
             raise FileProblem(f"{name} was not declared.")
         return kind, index
+
+
+def _flat_index(name: str, place: str, shape: tuple[int, ...]) -> int:
+    places = _integers(place)
+    if (
+        places is None
+        or len(places) != len(shape)
+        or any(k >= n for k, n in zip(places, shape, strict=True))
+    ):
+        raise FileProblem(f"{_quoted(name)} lies outside the shape {_quoted(shape)}.")
+    index = 0
+    for k, n in zip(places, shape, strict=True):
+        index = index * n + k
+    return index
 
 
 def _cases(text: str) -> list[UnsafeCase]:
     variables, asserted = _Variables(), []
     for expression in _expressions(text):
         if not isinstance(expression, list) or not expression:
-            raise FileProblem(f"{expression!r} is no command.")
+            raise FileProblem(f"{_quoted(expression)} is no command.")
         head = expression[0]
         if head == "declare-const":
-            if len(expression) != 3 or expression[2] != "Real":
-                raise FileProblem(f"a declaration is not understood: {expression}.")
+            if (
+                len(expression) != 3
+                or not isinstance(expression[1], str)
+                or expression[2] != "Real"
+            ):
+                raise FileProblem(
+                    f"a declaration is not understood: {_quoted(expression)}."
+                )
             variables.declare_scalar(expression[1])
         elif head == "declare-network":
             _declare_network(expression, variables)
         elif head == "assert" and len(expression) == 2:
             asserted.append(expression[1])
         elif head not in ("vnnlib-version", "set-logic", "check-sat"):
-            raise FileProblem(f"the command {head!r} is not supported.")
+            raise FileProblem(f"the command {_quoted(repr(head))} is not supported.")
     if not all(variables.sizes.values()):
         raise FileProblem("it must declare inputs and outputs.")
     conjunctions = _normal_form(["and", *asserted], variables)
@@ -212,19 +245,35 @@ def _declare_network(expression, variables) -> None:
     if any(kind == "input" for kind, _ in variables.kinds.values()):
         raise FileProblem("it declares more than one network.")
     for part in expression[2:]:
-        if part[0] not in ("declare-input", "declare-output"):
-            raise FileProblem(f"{part[0]!r} is not supported inside a network.")
-        name, kind, *rest = part[1:]
-        if kind not in ("Real", "real", "float32", "float64", "Float32", "Float64"):
-            raise FileProblem(f"{name} is of kind {kind}; real numbers are supported.")
-        shape = re.findall(r"-?\d+", rest[0]) if rest else []
-        variables.declare_tensor(part[0][8:], name, tuple(map(int, shape)))
+        if not part or part[0] not in ("declare-input", "declare-output"):
+            raise FileProblem(f"{_quoted(part)} is not supported inside a network.")
+        _declare(part, variables)
+
+
+def _declare(part, variables) -> None:
+    """`(declare-input X Real [1,2])` and the like."""
+    if len(part) not in (3, 4) or not all(isinstance(word, str) for word in part):
+        raise FileProblem(
+            f"a declaration is not understood: {_quoted(part)}. It needs a name, a "
+            "kind and a shape."
+        )
+    head, name, kind, *rest = part
+    if kind not in ("Real", "real", "float32", "float64", "Float32", "Float64"):
+        raise FileProblem(
+            f"{_quoted(name)} is of kind {_quoted(kind)}; real numbers are supported."
+        )
+    shape = _integers(rest[0]) if rest else ()
+    if shape is None:
+        raise FileProblem(
+            f"{_quoted(name)} has the impossible shape {_quoted(rest[0])}."
+        )
+    variables.declare_tensor(head[8:], name, shape)
 
 
 def _normal_form(expression, variables: _Variables) -> list[list[_Atom]]:
     """The expression as a disjunction of conjunctions of inequalities."""
     if not isinstance(expression, list) or not expression:
-        raise FileProblem(f"{expression!r} is no condition.")
+        raise FileProblem(f"{_quoted(repr(expression))} is no condition.")
     head, *parts = expression
     if head == "or":
         found = [case for part in parts for case in _normal_form(part, variables)]
@@ -238,18 +287,18 @@ def _normal_form(expression, variables: _Variables) -> list[list[_Atom]]:
     elif head in ("<=", "<", ">=", ">", "=", "==") and len(parts) == 2:
         found = [_comparison(head, *parts, variables)]
     else:
-        raise FileProblem(f"the condition {head!r} is not supported.")
+        raise FileProblem(f"the condition {_quoted(repr(head))} is not supported.")
     if len(found) > _MOST_CASES:
         raise FileProblem(f"it has more than {_MOST_CASES} cases.")
     return found
 
 
 def _comparison(head, left, right, variables) -> list[_Atom]:
-    (a, u), (b, v) = _linear(left, variables), _linear(right, variables)
-    difference = {k: a.get(k, 0.0) - b.get(k, 0.0) for k in {**a, **b}}
+    terms = [_linear(left, variables), _linear(right, variables)]
+    difference, constant = _finite(*_combined(terms, [1.0, -1.0]))
     negated = {k: -value for k, value in difference.items()}
-    below = _Atom(difference, u - v, head == "<")
-    above = _Atom(negated, v - u, head == ">")
+    below = _Atom(difference, constant, head == "<")
+    above = _Atom(negated, -constant, head == ">")
     if head in ("=", "=="):
         return [below, above]
     return [below if head in ("<", "<=") else above]
@@ -258,25 +307,37 @@ def _comparison(head, left, right, variables) -> list[_Atom]:
 def _linear(term, variables) -> tuple[dict[tuple[str, int], float], float]:
     """A term as coefficients and a constant."""
     if isinstance(term, str):
-        try:
-            value = float(term)
-        except ValueError:
-            return {variables.find(term): 1.0}, 0.0
-        if not math.isfinite(value):
-            raise FileProblem(f"{term} is no finite number.")
-        return {}, value
+        return _word(term, variables)
     if not term or not isinstance(term[0], str):
         raise FileProblem("a term is empty.")
     head, *parts = term
     linear = [_linear(part, variables) for part in parts]
-    if head == "*":
-        return _product(linear)
+    if head == "*" and linear:
+        return _finite(*_product(linear))
     if head == "+" and linear:
-        return _combined(linear, [1.0] * len(linear))
+        return _finite(*_combined(linear, [1.0] * len(linear)))
     if head == "-" and linear:
         signs = [-1.0] if len(linear) == 1 else [1.0] + [-1.0] * (len(linear) - 1)
-        return _combined(linear, signs)
-    raise FileProblem(f"the operation {head!r} is not supported.")
+        return _finite(*_combined(linear, signs))
+    raise FileProblem(f"the operation {_quoted(repr(head))} is not supported.")
+
+
+def _word(word: str, variables):
+    """A number or a variable."""
+    try:
+        value = float(word)
+    except ValueError:
+        return {variables.find(word): 1.0}, 0.0
+    # Python's numbers are more than the format's: `1_0`, `nan`.
+    if not _NUMBER.fullmatch(word) or not math.isfinite(value):
+        raise FileProblem(f"{_quoted(word)} is no finite number.")
+    return {}, value
+
+
+def _finite(coefficients, constant):
+    if not all(map(math.isfinite, (*coefficients.values(), constant))):
+        raise FileProblem("a number is too large; double precision is supported.")
+    return coefficients, constant
 
 
 def _product(factors):
@@ -300,7 +361,10 @@ def _combined(terms, signs):
         for key, value in coefficients.items():
             total[key] = total.get(key, 0.0) + sign * value
     constants = [s * c for (_, c), s in zip(terms, signs, strict=True)]
-    return total, math.fsum(constants)
+    try:
+        return total, math.fsum(constants)
+    except OverflowError:
+        return total, math.inf
 
 
 def _case(atoms: list[_Atom], sizes) -> UnsafeCase:
@@ -314,7 +378,7 @@ def _case(atoms: list[_Atom], sizes) -> UnsafeCase:
             rows.append((terms, 0.0 - atom.constant, atom.strict))
         elif kinds == {"input"} and len(terms) == 1:
             (((_, index), slope),) = terms.items()
-            side = -atom.constant / slope
+            _, side = _finite({}, -atom.constant / slope)
             if slope > 0:
                 upper[index] = min(upper[index], side)
             else:
