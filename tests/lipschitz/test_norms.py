@@ -53,6 +53,58 @@ def test_single_precision_is_covered(seed, rank):
     assert np.all(np.asarray(bounds, np.float64) >= truth)
 
 
+SMALL = np.array([[1, 2], [3, 4]], np.float32)
+SUBNORMAL = np.array([[1e-39, 1e-40], [0, 3e-39]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        SMALL * np.float32(1e-22),
+        SMALL * np.float32(1e25),
+        SMALL * np.float32(4e37),
+        SMALL * np.float32(1e-38),
+        np.array([[1e20, 1e-20], [1e-20, 1e-20]], np.float32),
+        np.array([[1.2e-38, 1.1e-38], [1.1e-38, 1.1e-38]], np.float32),
+        SUBNORMAL,
+        np.array([[3e-45]], np.float32),
+        SMALL.astype(np.float64) * 1e-310,
+        SMALL.astype(np.float64) * 2.5e307,
+    ],
+)
+def test_any_scale_is_covered(matrix):
+    """Smaller than the least normal number up to the largest, in both precisions."""
+    size = np.abs(matrix).max().astype(np.longdouble)
+    unit = (matrix.astype(np.longdouble) / size).astype(np.float64)
+    truth = np.linalg.svd(unit)[1][0] * size
+    bounds, estimate = everything(jnp.asarray(matrix))
+    # What is subnormal may count as the smallest normal number.
+    spare = 2 * np.finfo(matrix.dtype).smallest_normal
+    loose = 1.2 * truth + (spare if np.abs(matrix).min() < spare else 0)
+    bounds = np.asarray(bounds).astype(np.longdouble)
+    assert np.all(bounds >= truth * (1 - 1e-15)) and np.all(bounds <= loose)
+    assert float(estimate) <= truth * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("scale", [2.0**-24, 1.0, 3e4])
+def test_half_precisions_are_rounded_up(dtype, scale):
+    matrix = (jnp.asarray(random(0)) * scale / 5).astype(dtype)
+    truth = np.linalg.svd(np.asarray(matrix, np.float64))[1][0]
+    for method in METHODS:
+        bound = spectral_norm_bound(matrix, method=method)
+        assert bound.dtype == dtype and float(bound) >= truth
+        assert float(bound) <= LOOSE[method] * 1.02 * truth or truth < 1e-4
+
+
+@pytest.mark.parametrize("function", [spectral_norm_bound, spectral_norm_estimate])
+def test_integers_and_complex_numbers_are_refused(function):
+    with pytest.raises(TypeError, match=r"`matrix` must be .* \(got int32\)"):
+        function(jnp.eye(2, dtype=jnp.int32))
+    with pytest.raises(TypeError, match=r"`matrix` must be .* \(got complex64\)"):
+        function(jnp.eye(2, dtype=jnp.complex64))
+
+
 def test_nonnegative_matrices_are_bounded_closely_by_quotients():
     matrix = np.abs(random(3))
     truth = np.linalg.svd(matrix)[1][0]
@@ -89,6 +141,8 @@ def test_nan_stays_nan_under_jit_and_is_refused_outside():
     matrix = jnp.asarray(random(0)).at[0, 0].set(jnp.nan)
     bounds, estimate = everything(matrix)
     assert np.all(np.isnan(bounds)) and np.isnan(estimate)
+    infinite = everything(matrix.at[0, 0].set(jnp.inf))
+    assert not np.any(np.isfinite(infinite[0])) and not np.isfinite(infinite[1])
     for f in (spectral_norm_bound, spectral_norm_estimate):
         with pytest.raises(ValueError, match="`matrix` must be finite"):
             f(matrix)

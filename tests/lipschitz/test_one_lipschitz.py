@@ -82,6 +82,60 @@ class TestLinear:
         assert not np.any(jitted(layer.matrix))
 
 
+SCALES = (1e-35, 1e-25, 1e25, 1e37)
+
+
+def rescaled(layer, scale):
+    return eqx.tree_at(lambda m: m.weight, layer, layer.weight * scale)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AOL(4, 6, key=KEY),
+        lambda: SpectralNormLinear(4, 6, method="svd", key=KEY),
+        lambda: SpectralNormLinear(4, 6, method="gram", key=KEY),
+    ],
+)
+def test_a_factor_of_the_weight_cancels(float32, make):
+    layer = make()
+    matrix = jitted(layer.matrix)
+    for scale in SCALES:
+        found = jitted(rescaled(layer, scale).matrix)
+        np.testing.assert_allclose(found, matrix, atol=2e-6)
+        assert np.linalg.norm(np.asarray(found, np.float64), 2) <= 1
+
+
+def test_sll_cancels_a_factor_of_weight_and_bias(float32):
+    layer = SLL(4, 6, key=KEY)
+    layer = eqx.tree_at(lambda m: m.bias, layer, jnp.linspace(-1.0, 1.0, 6))
+    x = jnp.linspace(-1.0, 2.0, 4)
+    expected = jitted(layer, x)
+    for scale in SCALES:
+        other = rescaled(layer, scale)
+        other = eqx.tree_at(lambda m: m.bias, other, layer.bias * scale)
+        np.testing.assert_allclose(jitted(other, x), expected, atol=2e-6)
+        if scale == SCALES[-1]:
+            continue  # The derivative in what is activated leaves the range.
+        (slope,) = slopes(other, x[None])
+        assert np.linalg.norm(np.asarray(slope, np.float64), 2) <= 1 + 1e-6
+
+
+def test_sll_sums_dominate_where_they_leave_the_range(float32):
+    layer = SLL(4, 6, key=KEY)
+    assert np.all(np.isposinf(jitted(rescaled(layer, 1e25).sums)))
+    assert np.all(np.asarray(jitted(rescaled(layer, 1e-25).sums)) > 0)
+
+
+@pytest.mark.parametrize("largest", [0.0, 1.0])
+def test_products_that_underflow_are_counted(float32, largest):
+    """Many columns whose inner products are all below the smallest normal number."""
+    weight = jnp.full((40, 40), 1e-19).at[0].set(0).at[:, 0].set(0)
+    layer = AOL(40, 40, key=KEY)
+    layer = eqx.tree_at(lambda m: m.weight, layer, weight.at[0, 0].set(largest))
+    assert np.linalg.norm(np.asarray(jitted(layer.matrix), np.float64), 2) <= 1
+
+
 def test_aol_closed_form():
     weight = jnp.array([[1.0, 2.0], [0.0, 1.0]])
     layer = eqx.tree_at(lambda m: m.weight, AOL(2, 2, key=KEY), weight)

@@ -172,6 +172,53 @@ class TestExactBounds:
             assert np.all(np.isneginf(found.lower)) and np.all(np.isposinf(found.upper))
         assert np.all(np.isnan(propagation_tightness(net, X, 0.5, mode="true")))
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize(
+        "hidden, low, high",
+        [
+            (lambda x: jax.nn.relu(x * 1e-8) * 1e8, 0.0, 1.0),
+            (lambda x: jax.nn.relu(jax.nn.relu(x * 1e8) - 5e7) * 1e-8, 0.0, 0.5),
+            (lambda x: jnp.abs(jax.nn.relu(x * 1e-12) * 1e24) * -1e-12, -1.0, 0.0),
+            (lambda x: jax.nn.leaky_relu(x * 1e-9, 0.5) * 1e9, -0.5, 1.0),
+        ],
+    )
+    def test_scales_inside_do_not_matter(self, hidden, low, high, dtype):
+        found = exact_bounds(hidden, Box(-jnp.ones(1, dtype), jnp.ones(1, dtype)))
+        np.testing.assert_allclose(found.lower, low, atol=2e-6)
+        np.testing.assert_allclose(found.upper, high, atol=2e-6)
+
+    def test_units_of_inputs_and_neurons_do_not_matter(self, net):
+        box, units = Box.linf(X, 0.5), jnp.array([1e9, 1.0, 1e-9])
+        weights, biases = (
+            [getattr(layer, name) for layer in net.layers]
+            for name in ("weight", "bias")
+        )
+        scales = (1e-9, 1e12, 1.0)
+
+        def moved(x):
+            x, before = x / units, 1.0
+            for w, b, scale in zip(weights, biases, scales, strict=True):
+                x = (w @ x) * (scale / before) + b * scale
+                x = x if scale == 1 else jax.nn.relu(x)
+                before = scale
+            return x
+
+        one = exact_bounds(net, box)
+        other = exact_bounds(moved, Box(box.lower * units, box.upper * units))
+        np.testing.assert_allclose(one.lower, other.lower, atol=2e-6)
+        np.testing.assert_allclose(one.upper, other.upper, atol=2e-6)
+
+    def test_narrow_ranges_far_from_zero(self):
+        """Neurons of fixed sign and large values, whose difference is small."""
+
+        def far(x):
+            large = jax.nn.relu(x + 1e7)
+            return jax.nn.relu(large - 1e7) - 2 * jax.nn.relu(1e7 - large)
+
+        found = exact_bounds(far, Box(-jnp.ones(1), jnp.ones(1)))
+        np.testing.assert_allclose(found.lower, -2, atol=1e-5)
+        np.testing.assert_allclose(found.upper, 1, atol=1e-5)
+
     def test_smooth_activation_is_refused(self):
         with pytest.raises(ValueError, match="convex and piecewise linear"):
             exact_bounds(jnp.tanh, Box.linf(X, 0.1))

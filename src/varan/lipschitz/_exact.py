@@ -29,8 +29,12 @@ from ._sets import Box
 # The key of the output's block: the output may be an activation, with a block too.
 OUTPUT = -1
 
-# A cell counts if it holds a ball of this radius, in units of the box's largest side.
-_INTERIOR = 1e-9
+# A cell counts if a point of it is this far (l_inf) from all hyperplanes, where every
+# side of the box has length one. What is no farther than the second is a touching of
+# hyperplanes, in double precision; what lies between was seen and is left out.
+_INTERIOR, _TOUCHING = 1e-9, 1e-13
+# The least that HiGHS allows; its default would be above the distances to tell apart.
+_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class ExactLipschitz:
         value: The constant: the largest l1 norm of a row over all cells.
         per_row: The largest norm of every row.
         cells: Number of cells in the box.
-        complete: Whether the search ended by itself; otherwise `value` is only the
-            largest norm among the cells visited, a lower bound.
+        complete: Whether the search ended by itself, found cells and left out none
+            for its size; otherwise `value` is only the largest norm among the cells
+            visited, a lower bound.
     """
 
     value: float
@@ -61,7 +66,10 @@ def exact_lipschitz(
     """The exact l_inf local Lipschitz constant of a tiny piecewise-linear network.
 
     Costs about one linear program for every cell and every neuron without a fixed
-    sign; networks beyond some thirty unstable neurons are out of reach.
+    sign; networks beyond some thirty unstable neurons are out of reach. Cells are
+    searched where every side of the box has length one: those about 1e-9 wide there
+    or less are left out, and the result is then not `complete`. Down to 1e-13, that
+    is: what is thinner cannot be told from hyperplanes that touch, and is no cell.
 
     Args:
         model: As for `local_lipschitz`, with ReLU-like activations only.
@@ -73,7 +81,8 @@ def exact_lipschitz(
         The constant, the rows' constants and the number of cells.
 
     Raises:
-        ValueError: a smooth activation, an infinite box, a budget that is not positive.
+        ValueError: a smooth activation, an infinite box, a budget that is not positive,
+            weights that are not finite.
         UnsupportedPrimitive: an operation of the model without a rule.
 
     Example:
@@ -99,12 +108,15 @@ def exact_lipschitz(
             "Use `local_lipschitz` for smooth ones."
         )
     # From here on everything is NumPy: thousands of small programs, no array of JAX.
-    blocks = {k: _to_numpy(v) for k, v in affine_blocks(model, box).items()}
+    blocks = finite_blocks("exact_lipschitz", model, box)
     search = _Search(graph, blocks, box, c, max_programs)
     for gradient in search.cells():
         search.record(gradient)
     return ExactLipschitz(
-        float(np.max(search.best)), search.best, search.count, search.complete
+        float(np.max(search.best)),
+        search.best,
+        search.count,
+        search.complete and search.count > 0,
     )
 
 
@@ -142,8 +154,16 @@ def _block(graph: BoundGraph, target: int) -> tuple[dict[int, Array], Array]:
     return done, bias
 
 
-def _to_numpy(block):
-    return jax.tree.map(lambda a: np.asarray(a, float), block)
+def finite_blocks(owner: str, model, box: Box):
+    """`affine_blocks` in NumPy's doubles; refuses what is not finite."""
+    blocks = jax.tree.map(lambda a: np.asarray(a, float), affine_blocks(model, box))
+    bad = sum(np.count_nonzero(~np.isfinite(a)) for a in jax.tree.leaves(blocks))
+    if bad:
+        raise ValueError(
+            f"{owner}: the coefficients of `model` must be finite over the box "
+            f"(got {bad} NaN or infinite). Check its weights."
+        )
+    return blocks
 
 
 class _Search:
@@ -156,10 +176,11 @@ class _Search:
             for k in self.order
         }
         self.blocks, self.c = blocks, c
-        self.lower = np.ravel(np.asarray(box.lower, float))
-        self.upper = np.ravel(np.asarray(box.upper, float))
+        lower, upper = (np.ravel(np.asarray(a, float)) for a in (box.lower, box.upper))
+        # Affine maps are kept as a matrix and their value at the centre.
+        self.centre, self.sides = lower / 2 + upper / 2, upper - lower
         # Sides without width are constants; programs run in the others.
-        self.free = self.upper > self.lower
+        self.free = self.sides > 0
         self.budget = max_programs
         self.best = np.zeros(c.shape[0])
         self.count = 0
@@ -171,17 +192,15 @@ class _Search:
 
     def cells(self) -> Iterator[np.ndarray]:
         """The Jacobian of every cell."""
-        size = self.lower.size
-        start = {0: (np.eye(size), np.zeros(size))}
-        centre = (self.lower + self.upper) / 2
-        yield from self._layer(0, start, [], [], centre)
+        start = {0: (np.eye(self.centre.size), self.centre)}
+        yield from self._layer(0, start, [], [])
 
     def _affine(self, block, values):
         matrices, bias = block
         parts = [(m @ values[k][0], m @ values[k][1]) for k, m in matrices.items()]
         return sum(p[0] for p in parts), bias + sum(p[1] for p in parts)
 
-    def _layer(self, depth, values, normals, offsets, inside):
+    def _layer(self, depth, values, normals, offsets):
         if depth == len(self.order):
             matrix, _ = self._affine(self.blocks[OUTPUT], values)
             yield self.c @ matrix
@@ -190,22 +209,21 @@ class _Search:
         matrix, constant = self._affine(self.blocks[index], values)
         signs = np.zeros(len(constant))
         yield from self._neuron(
-            depth, index, values, (matrix, constant), signs, 0, normals, offsets, inside
+            depth, index, values, (matrix, constant), signs, 0, normals, offsets
         )
 
-    def _neuron(self, depth, index, values, z, signs, k, normals, offsets, inside):
+    def _neuron(self, depth, index, values, z, signs, k, normals, offsets):
         """Fixes the sign of neuron `k` of a layer in every way with an interior."""
         matrix, constant = z
         if k == len(signs):
             slope = np.where(signs > 0, self.slopes[index][1], self.slopes[index][0])
             mine = (slope[:, None] * matrix, slope * constant)
             deeper = {**values, index: mine}
-            yield from self._layer(depth + 1, deeper, normals, offsets, inside)
+            yield from self._layer(depth + 1, deeper, normals, offsets)
             return
-        row = np.where(self.free, matrix[k], 0)
-        shift = constant[k] + np.sum(np.where(self.free, 0, matrix[k]) * self.lower)
-        centre = row @ ((self.lower + self.upper) / 2) + shift
-        reach = np.abs(row) @ ((self.upper - self.lower) / 2)
+        row, centre = matrix[k] * self.sides, constant[k]
+        length = np.abs(row).sum()
+        reach = length / 2
         for sign in (1.0, -1.0):
             if sign * centre + reach <= 0 and not (reach == 0 and sign * centre == 0):
                 continue
@@ -213,38 +231,38 @@ class _Search:
             chosen[k] = sign
             args = (depth, index, values, z, chosen, k + 1)
             if sign * centre - reach >= 0:
-                yield from self._neuron(*args, normals, offsets, inside)
+                yield from self._neuron(*args, normals, offsets)
                 continue
-            more = [*normals, -sign * row]
-            limits = [*offsets, sign * shift]
-            point = self._interior(more, limits)
-            if point is not None:
-                yield from self._neuron(*args, more, limits, point)
+            more = [*normals, -sign * row / length]
+            limits = [*offsets, sign * centre / length]
+            if self._has_interior(more, limits):
+                yield from self._neuron(*args, more, limits)
 
-    def _interior(self, normals, offsets):
-        """The centre of a largest ball inside; None if there is no interior."""
+    def _has_interior(self, normals, offsets) -> bool:
+        """Whether a point of the box is inside all hyperplanes, and not by rounding."""
         from scipy.optimize import linprog
 
         if self.budget <= 0:
             self.complete = False
-            return None
+            return False
         self.budget -= 1
-        free = self.free
-        a = np.asarray(normals)[:, free]
-        lengths = np.linalg.norm(a, axis=1)
-        low, high = self.lower[free], self.upper[free]
-        width = np.max(high - low)
+        a = np.asarray(normals)[:, self.free]
         cost = np.zeros(a.shape[1] + 1)
         cost[-1] = -1.0
+        # The distance may be negative: the program always has a solution.
         found = linprog(
             cost,
-            A_ub=np.hstack([a, lengths[:, None]]),
+            A_ub=np.hstack([a, np.ones((len(a), 1))]),
             b_ub=np.asarray(offsets),
-            bounds=[*zip(low, high, strict=True), (0, width)],
+            bounds=[(-0.5, 0.5)] * a.shape[1] + [(None, None)],
             method="highs",
+            options={
+                "primal_feasibility_tolerance": _TOLERANCE,
+                "dual_feasibility_tolerance": _TOLERANCE,
+            },
         )
-        if found.x is None or found.x[-1] <= _INTERIOR * width:
-            return None
-        point = self.lower.copy()
-        point[free] = found.x[:-1]
-        return point
+        distance = -np.inf if found.x is None else found.x[-1]
+        inside = bool(distance > _INTERIOR)
+        if not inside and (found.x is None or distance > _TOUCHING):
+            self.complete = False
+        return inside

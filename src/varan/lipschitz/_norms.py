@@ -34,19 +34,22 @@ def spectral_norm_bound(
       vector: close where the entries have one sign.
     - `"auto"`: `"svd"` up to a smaller side of 512, `"gram"` beyond.
 
-    Rounding is covered outward in each, so every one is a proof in any precision.
+    Rounding is covered outward in each, so every one is a proof in any precision and
+    at any scale of the entries; half precisions are computed in float32.
     Differentiable almost everywhere.
 
     Args:
-        matrix: Two-dimensional and finite.
+        matrix: Two-dimensional, finite, real and floating point.
         method: One of the above.
 
     Returns:
-        The bound; NaN under jit if an entry is NaN.
+        The bound; NaN under jit if an entry is NaN. Infinite where the bound is above
+        the largest number.
 
     Raises:
         ValueError: An array that is empty, not finite or not a matrix, or an unknown
             method.
+        TypeError: Integers or complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,7 +72,45 @@ def spectral_norm_bound(
     check_choice(owner, "method", method, ("auto", *_METHODS))
     if method == "auto":
         method = "svd" if min(matrix.shape) <= _DENSE else "gram"
-    return _METHODS[method](matrix)
+    half = jnp.finfo(matrix.dtype).bits < 32
+    wide = matrix.astype(jnp.float32) if half else matrix
+    return _cast_up(_bound_at_any_scale(_METHODS[method], wide), matrix.dtype)
+
+
+def _bound_at_any_scale(method, matrix):
+    """A method's bound of the matrix at size one, scaled back.
+
+    Powers of two scale exactly. An entry that underflows when scaled changes the norm,
+    then at least one, by far less than the rounding that the methods cover. Subnormal
+    entries may count as zeros on a CPU: each adds at most the smallest normal number
+    to the norm, in the square.
+    """
+    subnormal = _subnormal(matrix)
+    normal = jnp.where(subnormal, jnp.zeros_like(matrix), matrix)
+    down, up = unit_scaling(normal)
+    count = jnp.sum(subnormal, dtype=matrix.dtype)
+    lost = jnp.sqrt(count) * jnp.finfo(matrix.dtype).smallest_normal
+    return (method(normal * down) * up + lost) * (1 + 4 * _eps(matrix))
+
+
+def _subnormal(matrix):
+    """Which entries are subnormal, by their bits: comparing may flush them to zero."""
+    info = jnp.finfo(matrix.dtype)
+    bits = jax.lax.bitcast_convert_type(
+        jax.lax.stop_gradient(matrix), jnp.dtype(f"uint{info.bits}")
+    )
+    unsigned = bits << 1
+    return (unsigned != 0) & (unsigned >> (info.nmant + 1) == 0)
+
+
+def _cast_up(bound, dtype):
+    """The bound in a narrower dtype, rounded up."""
+    if bound.dtype == dtype:
+        return bound
+    info = jnp.finfo(dtype)
+    least = jnp.where(bound > 0, float(info.smallest_normal), 0)
+    bound = jnp.maximum(bound, least.astype(bound.dtype))
+    return (bound * (1 + float(info.eps))).astype(dtype)
 
 
 def spectral_norm_estimate(
@@ -84,7 +125,7 @@ def spectral_norm_estimate(
     the norm and may lie far below it: use `spectral_norm_bound` for a proof.
 
     Args:
-        matrix: Two-dimensional and finite.
+        matrix: Two-dimensional, finite, real and floating point.
         steps: Products with the matrix and its transpose, at least 0.
         start: Where to begin; a fixed vector without structure if left out.
 
@@ -94,6 +135,7 @@ def spectral_norm_estimate(
     Raises:
         ValueError: An array that is empty, not finite or of the wrong shape, or
             negative `steps`.
+        TypeError: Integers or complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -111,13 +153,21 @@ def spectral_norm_estimate(
     else:
         check_shape(owner, "start", start, matrix.shape[1:])
         check_finite(owner, "start", start)
+    # At size one no product of entries leaves the range of the numbers.
+    down, up = unit_scaling(matrix)
+    matrix, start = matrix * down, start * unit_scaling(start)[0]
     vector = _dominant(jax.lax.stop_gradient(matrix), start, steps)
-    return jnp.linalg.norm(matrix @ vector)
+    return jnp.linalg.norm(matrix @ vector) * up
 
 
 def _check_matrix(owner, matrix):
     check_shape(owner, "matrix", matrix, (None, None))
     check_nonempty(owner, "matrix", matrix)
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        raise TypeError(
+            f"{owner}: `matrix` must be real and floating point (got {matrix.dtype}). "
+            "Convert it with `astype`."
+        )
     check_finite(owner, "matrix", matrix)
 
 
@@ -202,6 +252,21 @@ def _power_of_two(value):
     value = jax.lax.stop_gradient(value)
     _, exponent = jnp.frexp(jnp.where(value > 0, value, 1))
     return jnp.ldexp(jnp.ones_like(value), exponent)
+
+
+def unit_scaling(array):
+    """Powers of two: the factor that brings the largest size near one, and its inverse.
+
+    Both are one for zeros, and always normal numbers. Factors, because compilers turn
+    `a / b / c` into `a / (b c)`, which may overflow. No gradient flows.
+    """
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(array)))
+    usable = (largest > 0) & jnp.isfinite(largest)
+    one = jnp.ones_like(largest)
+    _, exponent = jnp.frexp(jnp.where(usable, largest, one))
+    least = int(jnp.finfo(array.dtype).minexp)
+    exponent = jnp.clip(exponent - 1, least, -least)
+    return jnp.ldexp(one, -exponent), jnp.ldexp(one, exponent)
 
 
 def _eps(matrix):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..core._checks import check_choice
 from ._ldlt import check_slopes
-from ._norms import spectral_norm_bound
+from ._norms import spectral_norm_bound, unit_scaling
 
 
 class SLL(eqx.Module):
@@ -74,11 +74,21 @@ class SLL(eqx.Module):
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         """The output for one input."""
         hidden = self.activation(self.weight.T @ x + self.bias)
-        return x - 2 * self.weight @ (hidden / self.sums())
+        # W / t is (W / s) / (t / s^2) / s: only the last factor has the weight's scale.
+        (down, _), unit, sums = self._scaled()
+        return x - 2 * unit @ (hidden * down / sums)
 
     def sums(self) -> Float[Array, " width"]:
         """The diagonal t, widened by the rounding of its sums."""
-        return _dominating_diagonal(self.weight, jnp.exp(self.log_q))
+        (_, up), _, sums = self._scaled()
+        # An underflow must not leave the diagonal below `W'W`.
+        return jnp.maximum(sums * up * up, _tiny(self.weight))
+
+    def _scaled(self):
+        """`1 / s` and s, the weight `W / s` of size one, and its diagonal `t / s^2`."""
+        scaling = unit_scaling(self.weight)
+        unit = self.weight * scaling[0]
+        return scaling, unit, _dominating_diagonal(unit, jnp.exp(self.log_q))
 
 
 class AOL(eqx.Module):
@@ -121,8 +131,10 @@ class AOL(eqx.Module):
 
     def matrix(self) -> Float[Array, "out in"]:
         """The weight that is applied."""
-        sums = _dominating_diagonal(self.weight, jnp.ones_like(self.weight[0]))
-        return self.weight / jnp.sqrt(sums)[None]
+        # A common factor of the weight cancels.
+        unit = self.weight * unit_scaling(self.weight)[0]
+        sums = _dominating_diagonal(unit, jnp.ones_like(unit[0]))
+        return unit / jnp.sqrt(sums)[None]
 
 
 class SpectralNormLinear(eqx.Module):
@@ -179,10 +191,11 @@ class SpectralNormLinear(eqx.Module):
 
     def matrix(self) -> Float[Array, "out in"]:
         """The weight that is applied."""
-        bound = spectral_norm_bound(self.weight, method=self.method)
+        # A common factor of the weight cancels.
+        unit = self.weight * unit_scaling(self.weight)[0]
+        bound = spectral_norm_bound(unit, method=self.method)
         # Zero weights have norm zero and stay zero.
-        tiny = jnp.asarray(jnp.finfo(bound.dtype).tiny, bound.dtype)
-        return self.weight / (jnp.maximum(bound, tiny) * _slack(self.weight))
+        return unit / (jnp.maximum(bound, _tiny(unit)) * _slack(unit))
 
 
 def _dominating_diagonal(weight, q):
@@ -192,15 +205,20 @@ def _dominating_diagonal(weight, q):
     # columns' absolute values.
     cancelled = _slack(weight) - 1
     rows = jnp.abs(weight.T @ weight) @ q + cancelled * (size.T @ (size @ q))
-    tiny = jnp.asarray(jnp.finfo(weight.dtype).tiny, weight.dtype)
-    # A column of zeros has the sum zero and reaches nothing.
-    return jnp.maximum(rows / q, tiny) * _slack(weight)
+    # What products that underflow lose; a column of zeros has this sum alone.
+    height, width = weight.shape
+    lost = (height * jnp.sum(q) + width) * _tiny(weight)
+    return (rows + lost) / q * _slack(weight)
 
 
 def _slack(weight):
     """One, and the relative rounding of sums as long as a weight's sides."""
     eps = jnp.asarray(jnp.finfo(weight.dtype).eps, weight.dtype)
     return 1 + 2 * sum(weight.shape) * eps
+
+
+def _tiny(weight):
+    return jnp.asarray(jnp.finfo(weight.dtype).smallest_normal, weight.dtype)
 
 
 def _normal(key, shape):
