@@ -7,7 +7,22 @@ import numpy as np
 import optax
 import pytest
 
-from varan.sharpness import Rule, grad_fn_from, norm_params, perturbed, sam
+from varan.sharpness import (
+    Rule,
+    amp,
+    complement,
+    dnsam,
+    fsam,
+    grad_fn_from,
+    norm_params,
+    perturbed,
+    random_mask_like,
+    sam,
+    topk_mask,
+    tram,
+    tram_fisher,
+    wasam,
+)
 from varan.train import start_training, train_epochs
 
 H = jnp.array([[3.0, 1.0], [1.0, 2.0]])
@@ -134,6 +149,23 @@ class TestOptions:
         shared = slope(w + 0.1 * unit(slope(w, x)), x)
         np.testing.assert_allclose(devices(sync_ascent=True)[1], -shared, rtol=1e-12)
 
+    def test_mapped_axis_that_jax_keeps_track_of(self, setting):
+        """There the gradient of replicated weights is a sum over the devices."""
+        w, x, _ = setting
+        method = sam(optax.sgd(1.0), 0.1, axis_name="d")
+        one = lambda w, x: step(method, w, x, jax.grad(quadratic)(w, x))[0]  # noqa: E731
+        mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+        spec = jax.sharding.PartitionSpec
+
+        def mapped(**options):
+            specs = {"in_specs": (spec(), spec("d")), "out_specs": spec()}
+            return jax.jit(jax.shard_map(one, mesh=mesh, **specs, **options))(w, x)
+
+        alone, _ = step(sam(optax.sgd(1.0), 0.1), w, x, jax.grad(quadratic)(w, x))
+        np.testing.assert_allclose(mapped(check_vma=False), alone, rtol=1e-12)
+        with pytest.raises(ValueError, match="`axis_name` must be an axis of"):
+            mapped()
+
     def test_curvature_counts_as_two(self, setting):
         w, x, g0 = setting
 
@@ -144,6 +176,33 @@ class TestOptions:
         updates, state = step(perturbed(optax.sgd(1.0), Rule(curved)), w, x, g0)
         np.testing.assert_allclose(updates, -(g0 + H @ g0), rtol=1e-12)
         assert int(state.grad_evals) == 3
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize(
+        "dtype, rho, least, most",
+        [
+            ("bfloat16", 0.05, 0, 0),
+            ("bfloat16", 50, 45, 55),
+            ("float32", 0.05, 0.049, 0.051),
+        ],
+    )
+    def test_what_rounds_away_is_not_reported(self, compiled, dtype, rho, least, most):
+        """0.05 over 4096 weights of about one is 0.0008 for each."""
+        w = jnp.linspace(1.0, 2.0, 4096).astype(dtype)
+        method = sam(optax.sgd(1.0), rho, measure_gain=True)
+        value = lambda w: jnp.sum(w.astype(jnp.float32))  # noqa: E731
+
+        def info(w):
+            g = jnp.ones_like(w)
+            more = {"grad_fn": lambda w, i: g, "value_fn": value}
+            return method.update(g, method.init(w), w, **more)[1].info
+
+        found = (jax.jit(info) if compiled else info)(w)
+        assert least <= found.ascent_norm <= most
+        assert least <= found.first_order_gain / 64 <= most
+        assert found.ascent_norm.dtype == jnp.float32
 
 
 class TestOtherLoops:
@@ -214,6 +273,196 @@ class TestOtherLoops:
         expected, _ = peer.update(g0, peer.init(w), w, grad_fn=grad_fn)
         found, _ = step(sam(optax.sgd(0.3), 0.1), w, x, g0)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+TWO = {"a": jnp.array([1.0, -1.0, 0.5]), "b": jnp.asarray(0.5)}
+
+
+def regression(w, x):
+    return jnp.mean((x @ w["a"] + w["b"] - 1) ** 2)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return jax.random.normal(jax.random.key(3), (8, 3))
+
+
+def once(method, params, grad_fn, g0, **extra):
+    return method.update(g0, method.init(params), params, grad_fn=grad_fn, **extra)
+
+
+class TestArgumentsOfTheRule:
+    """A line search as base refuses arguments that it does not know."""
+
+    @pytest.mark.parametrize(
+        "make, extra",
+        [
+            (dnsam, {"full_grad_fn": lambda w: w}),
+            (tram, {"logits_fn": lambda w, noise: noise(w)[None]}),
+            (tram_fisher, {"noisy_grad_fn": lambda w, noise: noise(w)}),
+            (fsam, {"fisher_fn": jnp.square}),
+        ],
+    )
+    def test_they_do_not_reach_the_base(self, setting, make, extra):
+        w, x, g0 = setting
+        search = optax.scale_by_backtracking_linesearch(10)
+        method = make(optax.chain(optax.sgd(1.0), search))
+        value_fn = lambda w: quadratic(w, x)  # noqa: E731
+        more = {"value": value_fn(w), "grad": g0, "value_fn": value_fn}
+        updates, _ = step(method, w, x, g0, **more, **extra)
+        assert value_fn(w + updates) < value_fn(w)
+
+    @pytest.mark.parametrize(
+        "make, name, arguments",
+        [(dnsam, "full_grad_fn", 1), (tram_fisher, "noisy_grad_fn", 2)],
+    )
+    @pytest.mark.parametrize("answer", [None, jnp.ones(3)])
+    def test_other_gradients_must_fit_too(self, setting, make, name, arguments, answer):
+        w, x, g0 = setting
+        function = lambda *given: answer  # noqa: E731
+        with pytest.raises(ValueError, match=f"`{name}` must return arrays"):
+            step(make(optax.sgd(1.0)), w, x, g0, **{name: function})
+
+    def test_full_gradient_of_nan_stays_visible(self, setting):
+        w, x, g0 = setting
+        _, state = step(
+            dnsam(optax.sgd(1.0)), w, x, g0, full_grad_fn=lambda w: w * jnp.nan
+        )
+        assert np.isnan(state.info.ascent_norm)
+
+
+class TestGradientsThatDoNotFit:
+    @pytest.mark.parametrize(
+        "answer, got",
+        [
+            (jnp.ones((5, 3)), r"shape \(5, 3\) for \(3,\)"),
+            ((jnp.asarray(1.0), jnp.ones(3)), "PyTreeDef"),
+            (None, "PyTreeDef"),
+        ],
+    )
+    def test_of_one_array(self, answer, got):
+        w = jnp.ones(3)
+        with pytest.raises(ValueError, match=f"`grad_fn` must return .*{got}"):
+            once(sam(optax.sgd(1.0)), w, lambda w, i: answer, w)
+
+    def test_value_beside_the_gradient(self, samples):
+        pair = lambda w, i: jax.value_and_grad(regression)(w, samples)  # noqa: E731
+        with pytest.raises(ValueError, match="return the second output alone"):
+            once(sam(optax.sgd(1.0)), TWO, pair, TWO)
+
+    @pytest.mark.parametrize("g0", [None, {"a": TWO["a"]}, {**TWO, "a": jnp.ones(4)}])
+    def test_the_caller_s_own(self, samples, g0):
+        with pytest.raises(ValueError, match="`updates` must be the gradient"):
+            once(sam(optax.sgd(1.0)), TWO, grad_fn_from(regression, samples), g0)
+
+    @pytest.mark.parametrize("value_fn", [lambda w: w, lambda w: (w[0], None)])
+    def test_value_of_several_numbers(self, setting, value_fn):
+        w, x, g0 = setting
+        with pytest.raises(ValueError, match="`value_fn` must be one number"):
+            method = sam(optax.sgd(1.0), measure_gain=True)
+            step(method, w, x, g0, value_fn=value_fn)
+
+
+class TestChunksThatDoNotFit:
+    @pytest.mark.parametrize("there", [None, 4, 8])
+    def test_number_of_chunks(self, samples, there):
+        grad_fn = grad_fn_from(regression, samples, microbatch=there)
+        with pytest.raises(ValueError, match="`microbatch` must be that of"):
+            once(sam(optax.sgd(1.0), microbatch=2), TWO, grad_fn, None)
+
+    def test_hidden_in_another_function(self, samples):
+        whole = grad_fn_from(regression, samples)
+        with pytest.raises(ValueError, match="`microbatch` must be given"):
+            grad_fn = lambda w, i, chunk: whole(w, i, chunk)  # noqa: E731
+            once(sam(optax.sgd(1.0), microbatch=2), TWO, grad_fn, None)
+
+    @pytest.mark.parametrize(
+        "batch", [(jnp.ones((8, 3)), jnp.ones(2)), (jnp.ones(8), 1.0), ()]
+    )
+    def test_batch_without_one_leading_axis(self, batch):
+        with pytest.raises(ValueError, match="must have one leading axis"):
+            grad_fn_from(regression, batch, microbatch=2)
+
+    @pytest.mark.parametrize("microbatch", [None, 2])
+    def test_empty_batch(self, samples, microbatch):
+        with pytest.raises(ValueError, match="`batch` must not be empty"):
+            grad_fn_from(regression, samples[:0], microbatch=microbatch)
+
+
+class TestMasksThatDoNotFit:
+    @pytest.mark.parametrize("mask", [np.ones((4, 3), bool), np.ones(2, bool)])
+    def test_shape(self, mask):
+        w = jnp.ones(3)
+        with pytest.raises(ValueError, match="`mask` must have the shapes"):
+            once(sam(optax.sgd(1.0), mask=mask), w, lambda w, i: w, w)
+
+    @pytest.mark.parametrize(
+        "take",
+        [
+            lambda m: once(sam(optax.sgd(1.0), mask=m), TWO, lambda w, i: w, TWO),
+            complement,
+            lambda m: random_mask_like(m, TWO, key=jax.random.key(0)),
+            lambda m: topk_mask(TWO, 0.5, maskable=m),
+        ],
+    )
+    def test_numbers(self, take):
+        with pytest.raises(ValueError, match=r"must hold booleans .*got float"):
+            take({"a": 0.5, "b": True})
+
+
+class TestParametersThatDoNotFit:
+    @pytest.mark.parametrize(
+        "leaf, kind",
+        [
+            (jnp.arange(3), "int64"),
+            (jnp.ones(3, complex), "complex128"),
+            (jax.random.key(0), "key<fry>"),
+            (jnp.tanh, "PjitFunction"),
+            (1.0, "float"),
+        ],
+    )
+    def test_leaf_that_is_no_real_floating_array(self, leaf, kind):
+        with pytest.raises(ValueError, match=rf"got {kind} at \['step'\]"):
+            sam(optax.sgd(1.0)).init({"w": jnp.ones(2), "step": leaf})
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda rule: optax.masked(rule, {"a": True, "b": False}),
+            lambda rule: optax.multi_transform(
+                {"x": rule, "y": optax.sgd(0.1)}, {"a": "x", "b": "y"}
+            ),
+        ],
+    )
+    def test_rule_inside_a_mask(self, make):
+        with pytest.raises(ValueError, match=r"MaskedNode` at .* its own `mask`"):
+            make(sam(optax.sgd(1.0))).init(TWO)
+
+    @pytest.mark.parametrize("between", [lambda b: b, optax.chain])
+    def test_rule_inside_a_rule(self, between):
+        with pytest.raises(ValueError, match="Rules cannot be nested"):
+            sam(between(sam(optax.sgd(1.0)))).init(TWO)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: sam(optax.sgd(1.0), interval=1.5),
+            lambda: sam(optax.sgd(1.0), microbatch=2.0),
+            lambda: sam(optax.sgd(1.0), ascent_steps=1.5),
+            lambda: amp(optax.sgd(1.0), inner_iter=1.5),
+            lambda: fsam(optax.sgd(1.0), mask_every=1.5),
+            lambda: wasam(optax.sgd(1.0), every=1.5),
+            lambda: jax.jit(lambda n: sam(optax.sgd(1.0), interval=n).init(TWO))(2),
+        ],
+    )
+    def test_counts_that_are_none(self, make):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            make()
+
+    @pytest.mark.parametrize("rho", [jnp.ones(3), [0.1, 0.2]])
+    def test_radius_of_several_numbers(self, rho):
+        with pytest.raises(ValueError, match="`rho` must be one number"):
+            sam(optax.sgd(1.0), rho)
 
 
 class TestBadInput:

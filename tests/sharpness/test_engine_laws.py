@@ -238,3 +238,33 @@ def test_half_precision_and_steps_between(case, batch):
     assert info.cosine.dtype == jnp.float32
     assert np.isfinite(info.cosine[0]) and np.isnan(info.cosine[1])
     assert int(state.grad_evals) == case.evaluations + 1
+
+
+def test_extreme_gradients_are_perturbed_alike(case, batch):
+    """In float32 the squares of these gradients underflow, or overflow."""
+    if not case.normalised:
+        pytest.skip("this rule's perturbation depends on the loss's scale")
+    run = trained(case.make(optax.sgd(RATE)), batch, 1, jnp.float32, extra=case.extra)
+    scales = jnp.array([1.0, 1e-20, 1e19], jnp.float32)
+    _, _, info = jax.jit(jax.vmap(run, (None, 0)))(start(jnp.float32), scales)
+    ordinary, *extreme = info.ascent_norm[:, 0]
+    if np.isnan(ordinary):
+        pytest.skip("this rule's perturbation is not of the weights")
+    np.testing.assert_allclose(extreme, [ordinary] * 2, rtol=1e-3)
+    np.testing.assert_allclose(info.cosine[1:, 0], [info.cosine[0, 0]] * 2, rtol=0.01)
+
+
+def test_hyperparameters_by_optax(case, batch):
+    """Its wrapper reads signatures, and traces the numbers that it finds there."""
+    given = getattr(case.make, "keywords", {})
+    injected = optax.inject_hyperparams(case.make, static_args=tuple(given))
+    value, params = partial(loss, batch=batch), start()
+
+    @partial(jax.jit, static_argnums=0)
+    def step(method, params):
+        g = jax.grad(value)
+        more = {"grad_fn": lambda p, i: g(p), **case.extra(value)}
+        return method.update(g(params), method.init(params), params, **more)[0]
+
+    found = step(injected(base=optax.sgd(RATE)), params)
+    close(found, step(case.make(optax.sgd(RATE)), params), 1e-12)

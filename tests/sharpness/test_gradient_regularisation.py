@@ -81,7 +81,12 @@ def test_mask_restricts_the_penalised_part():
 
 def test_lost_precision_is_counted():
     """A perturbation below rounding is reported, by the weights' own precision."""
-    for dtype, eps, lost in (("float32", 1e-5, 1), ("float64", 1e-5, 0)):
+    for dtype, eps, lost in (
+        ("float32", 1e-5, 1),
+        ("float64", 1e-5, 0),
+        ("float32", 1e-2, 0),
+        ("bfloat16", 1e-2, 1),
+    ):
         w = jnp.asarray(W, dtype)
         _, state = step(gr(optax.sgd(0.1), 0.1, eps), w, lambda w: w)
         assert int(state.rule_state.imprecise) == lost

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from varan.sharpness import asam, sam, usam
@@ -65,6 +65,7 @@ def ball_points(g):
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.lists(st.floats(-100, 100), min_size=4, max_size=4))
+@example([0.0, 0.0, 0.0, 1e-05])  # its reciprocal times itself is not 1
 def test_ascent_is_the_ball_s_best_point(values):
     """It lies on the ball and its gain is rho times the dual norm."""
     g = np.array(values)
@@ -79,6 +80,18 @@ def test_ascent_is_the_ball_s_best_point(values):
         scale = np.max(np.abs(g))
         gain, best = g / scale @ e, 0.7 * np.linalg.norm(g / scale, dual)
         np.testing.assert_allclose(gain, best, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e19, 1e38])
+@pytest.mark.parametrize("make", [sam, asam])
+def test_radius_of_extreme_gradients(float32, make, scale):
+    """Squares of the entries would underflow or overflow in float32."""
+    gradient = jnp.asarray([[scale, -scale]], jnp.float32)
+    w = jnp.zeros((1, 2), jnp.float32)
+    method = make(optax.sgd(1.0), 0.5)
+    _, state = method.update(gradient, method.init(w), w, grad_fn=lambda w, i: gradient)
+    radius = 0.5 if make is sam else 0.5 * 0.01  # of the size 0 + eta
+    np.testing.assert_allclose(state.info.ascent_norm, radius, rtol=1e-6)
 
 
 def test_signs_move_each_entry_by_the_radius():
@@ -105,6 +118,8 @@ def test_two_ascents_stay_in_the_ball():
         ({"p": 0.5}, "`p` must be at least 1"),
         ({"p": math.nan}, "`p` must be at least 1"),
         ({"ascent_steps": 0}, "`ascent_steps` must be at least 1"),
+        ({"ascent_steps": 1.5}, "`ascent_steps` must be a whole number"),
+        ({"rho": jnp.ones(2)}, "`rho` must be one number"),
         ({"p": 3, "normalize": False}, "so `p` must be 2"),
     ],
 )

@@ -95,6 +95,32 @@ def test_averages_of_half_precision_keep_moving():
 
 
 @pytest.mark.parametrize(
+    "outer",
+    [
+        lambda method: optax.chain(optax.clip(100.0), method),
+        lambda method: optax.MultiSteps(method, 1).gradient_transformation(),
+    ],
+)
+def test_averages_inside_other_transformations(outer):
+    method = wasam(optax.sgd(0.1), 0.3)
+    expected = averaged_weights(run(method, 2)[2], W)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own counters
+        _, _, state = run(outer(method), 2)
+    np.testing.assert_allclose(averaged_weights(state, W), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e19])
+def test_gap_of_extreme_gradients(scale):
+    """In float32 the squares that the orthogonal part is made of would be lost."""
+    g, p = both_gradients(0.3)
+    hessian, w = scale * H.astype(jnp.float32), W.astype(jnp.float32)
+    slope, method = lambda w, i=0: hessian @ w, gsam(optax.sgd(1.0), 0.3, 0.4)
+    updates, _ = method.update(slope(w), method.init(w), w, grad_fn=slope)
+    expected = -(p - 0.4 * orthogonal(g, p))
+    np.testing.assert_allclose(updates / scale, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda base: looksam(base, alpha=-1.0), "looksam: `alpha` must not be"),

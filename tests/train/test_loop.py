@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from varan.train import epoch_batches, start_training, train_epochs
+from varan.sharpness import sam
+from varan.train import epoch_batches, gradient_update, start_training, train_epochs
 
 KEY = jax.random.key(0)
 
@@ -168,3 +169,12 @@ def test_an_update_of_ones_own(setting):
         state, loss, data, optimiser, epochs=1, batch_size=30, update=signs
     )
     np.testing.assert_allclose(jnp.abs(end.model["weight"]), 0.1)
+
+
+def test_gradients_of_parts_of_a_batch_are_refused():
+    """The loss is of the whole batch: each part's gradient would be the whole one's."""
+    optimiser, start = sam(optax.sgd(0.1), 0.1, microbatch=2), jnp.ones(2)
+    with pytest.raises(ValueError, match="microbatch"):
+        gradient_update(
+            lambda w: jnp.sum(w**2), start, optimiser.init(start), optimiser
+        )

@@ -20,11 +20,13 @@ from ._engine import (
     EngineOptions,
     Rule,
     Schedule,
+    check_count,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
-from ._vectors import moved, norm, norm_dtype, scaled
+from ._vectors import moved, norm, norm_dtype, of_length, scaled
 
 
 class AMPState(NamedTuple):
@@ -39,6 +41,7 @@ class AMPState(NamedTuple):
     active: Float[Array, ""]
 
 
+@with_engine_options()
 def amp(
     base: optax.GradientTransformation,
     eps: Schedule = 0.5,
@@ -64,7 +67,8 @@ def amp(
             schedule.
         inner_iter: Ascents, not negative; zero is `base` alone, with a warning.
         ball: `"global"`, one ball for all weights, or `"leaf"`, one for each tensor.
-        **engine: Options of `perturbed`: `interval`, `mask`, `microbatch`, ...
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`; see `perturbed`.
@@ -99,7 +103,7 @@ def amp(
     checks.check_choice("amp", "ball", ball, ("global", "leaf"))
     check_schedule("amp", "eps", eps)
     check_schedule("amp", "inner_lr", inner_lr)
-    checks.check_nonnegative("amp", "inner_iter", inner_iter)
+    inner_iter = check_count("amp", "inner_iter", inner_iter, least=0)
     if inner_iter == 0:
         warnings.warn("amp: `inner_iter` = 0 is the base alone.", stacklevel=2)
     project = _into_ball if ball == "global" else _into_balls
@@ -125,8 +129,10 @@ def _into_ball(tree, radius):
     """The tree, shortened where it is too long, and whether it was."""
     length = norm(tree)
     outside = length > radius
-    shortened = scaled(
-        tree, jnp.where(outside, radius / jnp.where(outside, length, 1), 1)
+    shortened = jtu.tree_map(
+        lambda leaf, short: jnp.where(outside, short, leaf),
+        tree,
+        of_length(tree, radius),
     )
     return shortened, outside.astype(length.dtype)
 

@@ -19,11 +19,13 @@ from ._engine import (
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._four_gradients import four_gradients
 from ._vectors import minus, moved, scaled
 
 
+@with_engine_options()
 def fad(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -49,7 +51,8 @@ def fad(
             the direction is that of `sam(base, rho_inner)`.
         rho_inner: Length of the steps up the slope, positive, or a schedule; by default
             `rho`.
-        **engine: Options of `perturbed`: `interval`, `mask`, `microbatch`, ...
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`; see `perturbed`.
@@ -80,10 +83,10 @@ def fad(
         and `beta` enter, the radii and the defaults are ours.
     """
     for name, radius in (("rho", rho), ("rho_inner", rho_inner)):
-        if radius is not None and not callable(radius):
-            checks.check_positive("fad", name, radius)
+        if radius is not None:
+            check_schedule("fad", name, radius, positive=True)
     check_schedule("fad", "alpha", alpha)
-    if not 0 <= beta <= 1:
+    if not checks.is_traced(beta) and not 0 <= beta <= 1:
         raise ValueError(f"fad: `beta` must lie in [0, 1] (got {beta}).")
     rho_inner = rho if rho_inner is None else rho_inner
 

@@ -22,13 +22,15 @@ from ._engine import (
     EngineOptions,
     Rule,
     Schedule,
+    check_count,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._masks import topk_mask
 from ._sam import ascent
-from ._vectors import moved, norm_dtype
+from ._vectors import moved, norm_dtype, relative_to_peak
 
 
 class FisherMaskState(NamedTuple):
@@ -49,6 +51,7 @@ class FisherMaskState(NamedTuple):
     rule_state: PyTree
 
 
+@with_engine_options()
 def fsam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -84,7 +87,8 @@ def fsam(
         maskable: Which leaves take part in the ranking, a tree of booleans or a prefix
             of one; all when left out.
         perturb_rest: Perturb fully what takes no part, instead of leaving it alone.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn` and the source of the
@@ -179,8 +183,7 @@ def fisher_masked(
     """
     if not checks.is_traced(keep_ratio) and not 0 <= float(keep_ratio) <= 1:
         raise ValueError(f"fsam: `keep_ratio` must lie in [0, 1] (got {keep_ratio}).")
-    if mask_every < 1:
-        raise ValueError(f"fsam: `mask_every` must be at least 1 (got {mask_every}).")
+    mask_every = check_count("fsam", "mask_every", mask_every)
     checks.check_choice("fsam", "fisher", fisher, ("per_example", "batch"))
     checks.check_choice("fsam", "norm_over", norm_over, ("all", "masked"))
 
@@ -230,7 +233,8 @@ def fisher_masked(
         d, inner = rule.between(g0, params, state.rule_state, call)
         return d, state._replace(rule_state=inner)
 
-    return Rule(direction, init, between)
+    consumes = (*rule.consumes, "fisher_fn", "per_example_grad_fn")
+    return Rule(direction, init, between, consumes)
 
 
 def fisher_diagonal(
@@ -281,15 +285,16 @@ def fisher_diagonal(
 
 def _fisher_scores(g0, params, extra, fisher):
     dtype = norm_dtype(params)
+    # The unit of the scores does not matter, and squares of the gradients themselves
+    # may overflow or underflow.
     if fisher == "batch":
-        return jtu.tree_map(lambda g: g.astype(dtype) ** 2, g0)
+        relative, _ = relative_to_peak(g0)
+        return jtu.tree_map(lambda g: g**2, relative)
     if "fisher_fn" in extra:
         scores = extra["fisher_fn"](params)
     elif "per_example_grad_fn" in extra:
-        scores = jtu.tree_map(
-            lambda g: jnp.mean(g.astype(dtype) ** 2, 0),
-            extra["per_example_grad_fn"](params),
-        )
+        relative, _ = relative_to_peak(extra["per_example_grad_fn"](params))
+        scores = jtu.tree_map(lambda g: jnp.mean(g**2, 0), relative)
     else:
         raise ValueError(
             "fsam: `update` needs a source of the Fisher information (got none). Pass "

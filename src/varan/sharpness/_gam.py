@@ -15,13 +15,21 @@ import jax.tree_util as jtu
 import optax
 
 from ..core import _checks as checks
-from ._engine import EngineOptions, Rule, Schedule, perturbed, scheduled
+from ._engine import (
+    EngineOptions,
+    Rule,
+    Schedule,
+    check_schedule,
+    perturbed,
+    scheduled,
+    with_engine_options,
+)
 from ._four_gradients import four_gradients
 from ._sam import ascent
-from ._vectors import inner as inner_product
-from ._vectors import minus, moved, of_length, scaled
+from ._vectors import minus, moved, of_length, orthogonal, scaled
 
 
+@with_engine_options()
 def gam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.2,
@@ -64,7 +72,8 @@ def gam(
         sam_rho: Radius of the step to g1, positive, or a schedule; by default
             `rho_inner`. With a radius of SAM the sum s is of SAM's gradient and GAM's:
             "SAM and GAM". Only for `"fd"`.
-        **engine: Options of `perturbed`: `interval`, `mask`, `microbatch`, ...
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`; see `perturbed`.
@@ -98,8 +107,8 @@ def gam(
     """
     checks.check_choice("gam", "mode", mode, ("fd", "hvp"))
     for name, radius in (("rho", rho), ("rho_inner", rho_inner), ("sam_rho", sam_rho)):
-        if radius is not None and not callable(radius):
-            checks.check_positive("gam", name, radius)
+        if radius is not None:
+            check_schedule("gam", name, radius, positive=True)
     checks.check_nonnegative("gam", "gamma", gamma)
     checks.check_nonnegative("gam", "alpha", alpha)
     checks.check_shape("gam", "betas", betas, (3,))
@@ -145,13 +154,6 @@ def _exact(rho, alpha, adaptive):
         return moved(g0, scaled(penalty, alpha * radius)), state, e
 
     return direction
-
-
-def orthogonal(tree, axis):
-    """What of a tree is orthogonal to another; all of it where that is zero."""
-    square = inner_product(axis, axis)
-    share = inner_product(tree, axis) / jnp.where(square > 0, square, 1)
-    return minus(tree, scaled(axis, share))
 
 
 def _absolute(params):

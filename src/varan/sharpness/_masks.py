@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ..core._checks import check_nonnegative, is_traced
-from ._engine import Mask, is_function
+from ._engine import Mask, check_booleans, is_function
 from ._vectors import norm_dtype
 
 _NORM_NAMES = (
@@ -104,6 +104,9 @@ def complement(mask: Mask) -> Mask:
     Returns:
         The same kind: a tree, or a function of the parameters.
 
+    Raises:
+        ValueError: If the mask is not of booleans.
+
     Example:
         >>> from varan.sharpness import complement, norm_params
         >>> complement({"scale": True, "kernel": False})
@@ -115,6 +118,7 @@ def complement(mask: Mask) -> Mask:
     """
     if is_function(mask):
         return lambda params: complement(mask(params))
+    check_booleans("complement", "mask", mask)
     return jtu.tree_map(
         lambda leaf: not leaf if isinstance(leaf, bool) else ~leaf, mask
     )
@@ -134,7 +138,8 @@ def random_mask_like(
         A tree of boolean arrays like the parameters.
 
     Raises:
-        ValueError: If the mask does not have the parameters' structure.
+        ValueError: If the mask does not have the parameters' structure, or is not of
+            booleans.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -150,6 +155,7 @@ def random_mask_like(
     """
     params = eqx.filter(params, _is_floating)
     chosen = mask(params) if is_function(mask) else mask
+    check_booleans("random_mask_like", "mask", chosen)
     try:
         counts = jtu.tree_map(
             lambda here, part: sum(
@@ -190,7 +196,7 @@ def topk_mask(
         A tree of boolean arrays like the scores.
 
     Raises:
-        ValueError: If `ratio` lies outside [0, 1].
+        ValueError: If `ratio` lies outside [0, 1], or `maskable` is not of booleans.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,6 +210,7 @@ def topk_mask(
     """
     if not is_traced(ratio) and not 0 <= float(ratio) <= 1:
         raise ValueError(f"topk_mask: `ratio` must lie in [0, 1] (got {ratio}).")
+    check_booleans("topk_mask", "maskable", maskable)
     leaves = jtu.tree_leaves(scores)
     parts = _spread(True if maskable is None else maskable, scores)
     dtype = norm_dtype(scores)

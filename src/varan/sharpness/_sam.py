@@ -19,15 +19,18 @@ from ._engine import (
     EngineOptions,
     Rule,
     Schedule,
+    check_count,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._vectors import moved, of_length, scaled
 
 Scale = Callable[[PyTree[Array]], PyTree[Array]]
 
 
+@with_engine_options()
 def sam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -57,7 +60,8 @@ def sam(
         eta: What is added to the absolute values.
         normalize: Whether the ascent has length `rho` whatever the gradient's; else it
             is `rho` times the gradient ("unnormalised SAM").
-        **engine: Options of `perturbed`: `interval`, `mask`, `microbatch`, ...
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`; see `perturbed`.
@@ -92,12 +96,9 @@ def sam(
     """
     check_schedule("sam", "rho", rho)
     checks.check_nonnegative("sam", "eta", eta)
-    if not p >= 1:
-        raise ValueError(f"sam: `p` must be at least 1 (got {p}).")
-    if ascent_steps < 1:
-        raise ValueError(
-            f"sam: `ascent_steps` must be at least 1 (got {ascent_steps})."
-        )
+    if checks.is_traced(p) or not p >= 1:
+        raise ValueError(f"sam: `p` must be at least 1, and not traced (got {p}).")
+    ascent_steps = check_count("sam", "ascent_steps", ascent_steps)
     if not normalize and p != 2:
         raise ValueError(
             "sam: `normalize=False` ascends by the gradient itself, so `p` must be 2 "
@@ -119,6 +120,7 @@ def sam(
     return perturbed(base, Rule(direction), **engine)
 
 
+@with_engine_options()
 def asam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.5,
@@ -132,7 +134,8 @@ def asam(
         base: Any optax transformation.
         rho: Radius relative to the parameters' size, or a schedule.
         eta: Added to the absolute values.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`.
@@ -153,6 +156,7 @@ def asam(
     return sam(base, rho, adaptive=True, eta=eta, **engine)
 
 
+@with_engine_options()
 def usam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -163,7 +167,8 @@ def usam(
     Args:
         base: Any optax transformation.
         rho: Length of the ascent in units of the gradient, or a schedule.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`.
@@ -211,13 +216,14 @@ def _dual_direction(tree, p):
     if p == jnp.inf:
         return jtu.tree_map(jnp.sign, tree)
     peak = _largest(tree)
-    relative = scaled(tree, jnp.where(peak > 0, 1 / jnp.where(peak > 0, peak, 1), 1))
     if p == 1:
-        # All of it on the largest entries, evenly.
+        # All of it on the largest entries, evenly. Not on those that are 1 in units of
+        # the peak: the quotient may round below.
         top = jtu.tree_map(
-            lambda leaf: jnp.where(jnp.abs(leaf) == 1, jnp.sign(leaf), 0), relative
+            lambda leaf: jnp.where(jnp.abs(leaf) < peak, 0, jnp.sign(leaf)), tree
         )
         return scaled(top, 1 / jnp.maximum(_sum_of_powers(top, 1), 1))
+    relative = scaled(tree, jnp.where(peak > 0, 1 / jnp.where(peak > 0, peak, 1), 1))
     q = p / (p - 1)
     powered = jtu.tree_map(
         lambda leaf: jnp.sign(leaf) * jnp.abs(leaf) ** (q - 1), relative

@@ -36,9 +36,11 @@ from ._engine import (
     EngineOptions,
     Rule,
     Schedule,
+    check_like,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._vectors import moved, norm, scaled
 
@@ -286,6 +288,7 @@ def stationary_variance(
     return jnp.where(rate < 2, power / (curvature * (2 - rate)), jnp.nan)
 
 
+@with_engine_options()
 def dnsam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -301,7 +304,8 @@ def dnsam(
     Args:
         base: Any optax transformation.
         rho: Radius, not negative, or a schedule.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn` and
@@ -330,12 +334,13 @@ def dnsam(
     def direction(g0, params, state, grad_fn, call):
         full = call.restrict(_full_gradient(call.extra, params))
         size = norm(full)
-        nonzero = size > 0
+        nonzero = size != 0  # Not `> 0`: NaN must show.
         factor = scheduled(rho, call.step) / jnp.where(nonzero, size, 1)
         e = scaled(call.restrict(g0), jnp.where(nonzero, factor, 0))
         return grad_fn(moved(params, e)), state, e
 
-    return perturbed(base, Rule(direction), **engine)
+    rule = Rule(direction, consumes=("full_grad_fn",))
+    return perturbed(base, rule, **engine)
 
 
 def _full_gradient(extra: dict[str, Any], params):
@@ -345,4 +350,6 @@ def _full_gradient(extra: dict[str, Any], params):
             "dnsam: `update` needs `full_grad_fn`, a function params -> gradient over "
             "all data, whose norm is the unit of the ascent. `sam` needs none."
         )
-    return full_grad_fn(params)
+    full = full_grad_fn(params)
+    check_like("dnsam", "full_grad_fn", full, params)
+    return full

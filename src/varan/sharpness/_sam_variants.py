@@ -18,17 +18,19 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..core import _checks as checks
 from ._engine import (
     EngineOptions,
-    PerturbedState,
     Rule,
     Schedule,
+    check_count,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._sam import ascent, sam
-from ._vectors import inner, minus, moved, norm, of_length, scaled
+from ._vectors import minus, moved, norm, of_length, orthogonal, scaled
 
 
+@with_engine_options(interval=5)
 def looksam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -45,8 +47,9 @@ def looksam(
         base: Any optax transformation.
         rho: Radius, not negative; or a schedule.
         alpha: Length of the remembered part against the gradient's, not negative.
-        **engine: Options of `perturbed`. Of them `interval`, the steps from one look
-            to the next, is 5 if left out; with 1 this is `sam`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`; but `interval`, the steps from one look to the next, is 5
+            if left out. With 1 this is `sam`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`. With microbatches,
@@ -76,7 +79,7 @@ def looksam(
     def direction(g0, params, state, grad_fn, call):
         e = ascent(call.restrict(g0), scheduled(rho, call.step))
         p = grad_fn(moved(params, e))
-        return p, without(p, g0), e
+        return p, orthogonal(p, g0), e
 
     def between(g0, params, kept, call):
         del params, call
@@ -89,6 +92,7 @@ def looksam(
     return perturbed(base, rule, **{"interval": 5, **engine})
 
 
+@with_engine_options()
 def gsam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -106,7 +110,8 @@ def gsam(
         rho: Radius, not negative; or a schedule. The authors let it fall with the
             learning rate.
         alpha: Weight of the gap, not negative; 0 is `sam`.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`.
@@ -135,7 +140,7 @@ def gsam(
     def direction(g0, params, state, grad_fn, call):
         e = ascent(call.restrict(g0), scheduled(rho, call.step))
         p = grad_fn(moved(params, e))
-        return minus(p, scaled(without(g0, p), alpha)), state, e
+        return minus(p, scaled(orthogonal(g0, p), alpha)), state, e
 
     return perturbed(base, Rule(direction), **engine)
 
@@ -154,6 +159,7 @@ class WeightAverage(NamedTuple):
     average: PyTree
 
 
+@with_engine_options()
 def wasam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.05,
@@ -172,7 +178,8 @@ def wasam(
         rho: Radius, not negative; or a schedule.
         start: Steps before the first weights that count, not negative.
         every: Steps from one to the next, at least 1.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`. The average is of
@@ -198,20 +205,17 @@ def wasam(
         arXiv:2202.00661; averaging: Izmailov, Podoprikhin, Garipov, Vetrov and Wilson,
         2018, arXiv:1803.05407.
     """
-    checks.check_nonnegative("wasam", "start", start)
-    if every < 1:
-        raise ValueError(f"wasam: `every` must be at least 1 (got {every}).")
-
+    if not checks.is_traced(start):
+        start = check_count("wasam", "start", start, least=0)
+    every = check_count("wasam", "every", every)
     return sam(optax.chain(base, _averaging(start, every)), rho, **engine)
 
 
-def averaged_weights(
-    state: PerturbedState, params: PyTree[Array]
-) -> PyTree[Float[Array, ...]]:
+def averaged_weights(state: PyTree, params: PyTree[Array]) -> PyTree[Float[Array, ...]]:
     """The mean of the weights that `wasam` has passed.
 
     Args:
-        state: Of `wasam`.
+        state: Of `wasam`, or one that holds it: of a chain or of `optax.MultiSteps`.
         params: The weights as they are, for the dtypes; what is returned where none
             counts yet.
 
@@ -219,7 +223,7 @@ def averaged_weights(
         A tree like the weights.
 
     Raises:
-        ValueError: If the state is not of `wasam`.
+        ValueError: If the state holds no average of `wasam`, or several.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -228,12 +232,14 @@ def averaged_weights(
         >>> averaged_weights(wasam(optax.sgd(0.1)).init(w), w).tolist()
         [1.0, 1.0]
     """
-    kept = state.base_state[-1] if isinstance(state.base_state, tuple) else None
-    if not isinstance(kept, WeightAverage):
+    nodes = jtu.tree_leaves(state, is_leaf=_is_average)
+    found = [node for node in nodes if _is_average(node)]
+    if len(found) != 1:
         raise ValueError(
             f"averaged_weights: `state` must be of `wasam` (got {type(state).__name__} "
-            "without an average)."
+            f"with {len(found)} averages)."
         )
+    kept = found[0]
     return jtu.tree_map(
         lambda mean, now: jnp.where(kept.averaged > 0, mean.astype(now.dtype), now),
         kept.average,
@@ -241,6 +247,7 @@ def averaged_weights(
     )
 
 
+@with_engine_options()
 def lsam(
     base: optax.GradientTransformation,
     rho: Schedule = 0.4,
@@ -254,7 +261,8 @@ def lsam(
     Args:
         base: Any optax transformation.
         rho: Radius, or a schedule.
-        **engine: Options of `perturbed`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn`.
@@ -279,12 +287,8 @@ def lsam(
     return sam(base, rho, **engine)
 
 
-def without(tree: PyTree[Array], direction: PyTree[Array]) -> PyTree[Array]:
-    """The part of a tree that is orthogonal to a direction."""
-    squared = inner(direction, direction)
-    nonzero = squared != 0
-    share = inner(tree, direction) / jnp.where(nonzero, squared, 1)
-    return minus(tree, scaled(direction, jnp.where(nonzero, share, 0)))
+def _is_average(node):
+    return isinstance(node, WeightAverage)
 
 
 def _averaging(start, every):

@@ -24,13 +24,15 @@ from ._engine import (
     EngineOptions,
     Rule,
     Schedule,
+    check_like,
     check_schedule,
     perturbed,
     scheduled,
+    with_engine_options,
 )
 from ._masks import elementwise_scale
 from ._sam import ascent
-from ._vectors import inner, moved, norm_dtype, scaled
+from ._vectors import moved, norm_dtype
 
 Noise = Callable[[Array], Array]
 
@@ -49,6 +51,7 @@ class TRAMState(NamedTuple):
     distance: Float[Array, ""]
 
 
+@with_engine_options()
 def tram(
     base: optax.GradientTransformation,
     distance: Literal["prev", "init", "ema", "input"] = "prev",
@@ -77,7 +80,8 @@ def tram(
         max_radius: Largest radius, or None.
         adaptive: Whether the radius is relative to each weight, as in the paper.
         decay: Of the running mean, in [0, 1).
-        **engine: Options of `perturbed`, without `microbatch`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`; `microbatch` must be left out.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn` and
@@ -121,7 +125,7 @@ def tram(
     check_schedule("tram", "scale", scale)
     if max_radius is not None:
         checks.check_positive("tram", "max_radius", max_radius)
-    if not 0 <= decay < 1:
+    if not checks.is_traced(decay) and not 0 <= decay < 1:
         raise ValueError(f"tram: `decay` must lie in [0, 1) (got {decay}).")
     _refuse_chunks("tram", engine)
 
@@ -163,9 +167,11 @@ def tram(
         del call
         return g0, state._replace(anchor=follow(state.anchor, params))
 
-    return perturbed(base, Rule(direction, init, between), **engine)
+    rule = Rule(direction, init, between, consumes=("logits_fn",))
+    return perturbed(base, rule, **engine)
 
 
+@with_engine_options()
 def tram_fisher(
     base: optax.GradientTransformation,
     rho: Schedule = 0.1,
@@ -185,7 +191,8 @@ def tram_fisher(
         rho: Radius, not negative, or a schedule.
         sigma: Deviation of the noise, positive.
         eta: Weight of the Fisher information against the Euclidean ball, not negative.
-        **engine: Options of `perturbed`, without `microbatch`.
+        interval, mask, microbatch, axis_name, sync_ascent, measure_gain, seed: As in
+            `perturbed`; `microbatch` must be left out.
 
     Returns:
         An optax transformation whose `update` is given `grad_fn` and
@@ -221,16 +228,17 @@ def tram_fisher(
     def direction(g0, params, state, grad_fn, call):
         noisy_grad_fn = _given(call.extra, "tram_fisher", "noisy_grad_fn")
         noisy = noisy_grad_fn(params, _Noise(call.key, sigma))
-        g = call.restrict(g0)
-        inside = jtu.tree_map(lambda a, h: a / (1 + eta * h**2), g, noisy)
-        square = inner(g, inside)
-        nonzero = square > 0
-        length = jnp.sqrt(jnp.where(nonzero, square, 1))
-        radius = scheduled(rho, call.step)
-        e = scaled(inside, jnp.where(nonzero, radius / length, 0))
+        check_like("tram_fisher", "noisy_grad_fn", noisy, params)
+        # 1 / sqrt(F), whose ball is that of F. Not by h^2, which may overflow.
+        root = jnp.sqrt(eta)
+        sizes = jtu.tree_map(
+            lambda h: 1 / jnp.hypot(jnp.ones_like(h), root.astype(h.dtype) * h), noisy
+        )
+        e = ascent(call.restrict(g0), scheduled(rho, call.step), sizes=sizes)
         return grad_fn(moved(params, e)), state, e
 
-    return perturbed(base, Rule(direction), **engine)
+    rule = Rule(direction, consumes=("noisy_grad_fn",))
+    return perturbed(base, rule, **engine)
 
 
 class _Noise:

@@ -98,6 +98,9 @@ def gradient_update(
     Returns:
         The next parameters, the next state, and the loss before the step.
 
+    Raises:
+        ValueError: If the optimiser asks for the gradients of parts of the batch.
+
     Example:
         >>> import jax.numpy as jnp, optax
         >>> from varan.train import gradient_update
@@ -109,13 +112,22 @@ def gradient_update(
     """
     value, gradient = jax.value_and_grad(loss)(params)
 
+    def grad_fn(params, i=0, *chunk):
+        if chunk:
+            raise ValueError(
+                "gradient_update: the optimiser must take gradients of whole batches "
+                "(it asks for a chunk's). Leave its `microbatch` out, or write the "
+                "update with `varan.sharpness.grad_fn_from`."
+            )
+        return jax.grad(loss)(params)
+
     # optax's line search insists that `value_fn` takes, by name, what it does not use
     # itself; its sharpness-aware wrapper passes a counter.
     offered = {
         "value": value,
         "grad": gradient,
         "value_fn": lambda params, grad_fn=None: loss(params),
-        "grad_fn": lambda params, *_: jax.grad(loss)(params),
+        "grad_fn": grad_fn,
     }
     updates, opt_state = optimiser.update(
         gradient, opt_state, params, **_wanted(optimiser.update, offered)
