@@ -30,6 +30,28 @@ class Pair(Net):
     def __call__(self, x):
         return x, x
 
+class Tokens(eqx.Module):
+    table: eqx.nn.Embedding
+    layer: eqx.nn.Linear
+    def __init__(self, *, key):
+        self.table = eqx.nn.Embedding(5, 2, dtype="float32", key=key)
+        self.layer = eqx.nn.Linear(2, 3, dtype="float32", key=key)
+    def __call__(self, x):
+        return self.layer(jax.vmap(self.table)(x).mean(0))
+
+def half(*, key):
+    conv = eqx.nn.Conv1d(1, 2, 2, dtype=jnp.bfloat16, key=key)
+    return eqx.nn.Sequential(
+        [eqx.nn.Lambda(lambda x: x[None]), conv, eqx.nn.Lambda(jnp.ravel)]
+    )
+
+class Root(eqx.Module):
+    weight: jax.Array
+    def __init__(self, *, key):
+        self.weight = jnp.zeros(2, "float32")
+    def __call__(self, x):
+        return jnp.sqrt(self.weight) * x
+
 def broken():
     raise RuntimeError("no model today")
 """
@@ -130,6 +152,59 @@ def test_all_forms_of_saved_models_are_read(folder, monkeypatch):
     done = invoke("net.eqx", "data.npz", "--make", "their_model:Pair")
     assert done.exit_code == cli.USAGE and "must return one array" in done.stderr
     del sys.modules["their_model"]
+
+
+def test_tokens_half_precision_and_roots(folder, monkeypatch):
+    folder, *_ = folder
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    import their_model
+
+    key = jax.random.key(1)
+    tokens = np.random.default_rng(1).integers(0, 5, (30, 4))
+    np.savez("tokens.npz", x=tokens, y=tokens[:, 0] % 3)
+    model = their_model.Tokens(key=key)
+    eqx.tree_serialise_leaves("tokens.eqx", model)
+    done = invoke("tokens.eqx", "tokens.npz", "--make", "their_model:Tokens", "--json")
+    assert done.exit_code == 0, done.output
+    logits = jax.vmap(model)(jnp.asarray(tokens))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 0] % 3)
+    assert json.loads(done.stdout)["loss"] == pytest.approx(
+        float(losses.mean()), rel=1e-5
+    )
+
+    eqx.tree_serialise_leaves("half.eqx", their_model.half(key=key))
+    done = invoke("half.eqx", "data.npz", "--make", "their_model:half", "--json")
+    # One convolution of two inputs: two outputs.
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["loss_name"] == "cross-entropy"
+
+    eqx.tree_serialise_leaves("root.eqx", their_model.Root(key=key))
+    done = invoke("root.eqx", "data.npz", "--make", "their_model:Root")
+    assert done.exit_code == cli.USAGE and "no finite gradient" in done.stderr
+    del sys.modules["their_model"]
+
+
+def test_one_output_for_two_classes_is_a_logit(folder):
+    folder, _, x, y = folder
+    model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(2), dtype=jnp.float32)
+    eqx.tree_serialise_leaves(folder / "one.eqx", model)
+    logit = jax.vmap(model)(jnp.asarray(x, jnp.float32))[:, 0]
+    wanted = optax.sigmoid_binary_cross_entropy(logit, jnp.asarray(y, jnp.float32))
+    np.savez(folder / "counts.npz", x=x, y=y + 3)
+    given = ("--arch", "mlp:2-3-1", "--out", folder / "out", "--json")
+    done = invoke(folder / "one.eqx", folder / "data.npz", *given)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["loss_name"] == "cross-entropy"
+    assert report["loss"] == pytest.approx(float(wanted.mean()), rel=1e-5)
+    assert report["accuracy"] == pytest.approx(np.mean((np.asarray(logit) > 0) == y))
+    # Other whole numbers are no classes of one output.
+    done = invoke(folder / "one.eqx", folder / "counts.npz", *given)
+    assert json.loads(done.stdout)["loss_name"] == "squared"
+    given = (*given, "--loss", "cross-entropy")
+    done = invoke(folder / "one.eqx", folder / "counts.npz", *given)
+    assert done.exit_code == cli.USAGE and "from 0 to 1" in done.stderr
 
 
 def test_bad_files_give_one_sentence(folder, monkeypatch):

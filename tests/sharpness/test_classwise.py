@@ -78,9 +78,23 @@ def test_nothing_is_proved_where_the_residual_is_larger():
     assert found.certificate.value == 0.2
 
 
+def test_a_class_without_positive_curvature_has_infinite_negativity():
+    form = lambda w, a: jnp.sum(a * w**2) / 2  # noqa: E731
+    curvatures = jnp.array([[-1.0, -2.0], [1.0, -2.0], [0.0, 0.0]])
+    found = classwise_spectrum(form, jnp.ones(2), curvatures, key=KEY)
+    np.testing.assert_allclose(found.negativity, [np.inf, 2, 0])
+    assert "up to rounding" in found.certificate.statement
+    with pytest.raises(ValueError, match=r"classwise_spectrum \(class 1\): `loss_fn`"):
+        classwise_spectrum(form, jnp.ones(2), curvatures.at[1, 0].set(jnp.nan), key=KEY)
+    with pytest.raises(ValueError, match="there is one at least"):
+        classwise_spectrum(form, jnp.ones(2), curvatures[:0], key=KEY)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="none of class 3"):
         batches_by_class(X, Y, 4)
+    with pytest.raises(ValueError, match=r"must lie in 0 .. 1 \(got 2 among them"):
+        batches_by_class(X, Y, 2)
     with pytest.raises(ValueError, match="must have one length"):
         batches_by_class(X[:3], Y, 3)
     with pytest.raises(ValueError, match="one leading axis of classes"):

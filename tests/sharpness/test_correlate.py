@@ -1,5 +1,6 @@
 """Kendall's tau as SciPy has it, its interval, subgroups, bad input."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +65,42 @@ def test_functions_of_models_are_measured_one_by_one():
     assert len(traced) == 1
 
 
+def test_models_with_functions_as_leaves():
+    models = [
+        eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(i), activation=jnp.tanh)
+        for i in range(4)
+    ]
+    first = {"first": lambda model: model(jnp.ones(2))[0]}
+    table = correlate(models, first, {"rank": [1, 2, 3, 4]}, resamples=20, key=KEY)
+    wanted = [model(jnp.ones(2))[0] for model in models]
+    np.testing.assert_allclose(table.measured[0], wanted)
+    other = eqx.nn.MLP(2, 1, 3, 1, key=KEY, activation=jnp.sin)
+    for odd, message in (
+        (other, "may differ in arrays and numbers only"),
+        (jnp.ones(3), "must have one structure"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            correlate([*models, odd], first, {"rank": [1, 2, 3, 4, 5]}, key=KEY)
+    with pytest.raises(ValueError, match="arrays of one shape"):
+        correlate([jnp.ones(2), jnp.ones(3)], first, {"rank": [1, 2]}, key=KEY)
+    # Numbers that differ are stacked, others stay what they are in Python.
+    pairs = [(float(i), 2, jnp.ones(1)) for i in range(3)]
+    product = lambda model: model[0] * (1.0 if model[1] == 2 else 0.0)  # noqa: E731
+    table = correlate(pairs, {"product": product}, {"i": [0, 1, 2]}, key=KEY)
+    np.testing.assert_allclose(table.measured[0], [0, 1, 2])
+
+
+def test_agreement_of_all_pairs_is_no_certainty():
+    for n, least in ((3, -0.95), (10, 2 * 0.025**0.2 - 1), (60, 0.76)):
+        x = np.arange(float(n))
+        table = correlate(None, {"up": x, "down": -x}, {"x": x}, resamples=20, key=KEY)
+        np.testing.assert_allclose(table.tau[:, 0], [1, -1])
+        np.testing.assert_allclose(table.low[0, 0], least, atol=0.01)
+        np.testing.assert_allclose(table.high[:, 0], [1, -least], atol=0.01)
+    # With so low a tau, all of n // 2 = 5 pairs agree in 2.5 % of the cases.
+    np.testing.assert_allclose(((1 + (2 * 0.025**0.2 - 1)) / 2) ** 5, 0.025)
+
+
 def test_what_says_nothing_is_nan():
     values = {"same": np.ones(5), "nan": [0, 1, np.nan, 2, 3], "good": np.arange(5)}
     table = correlate(None, values, {"good": np.arange(5)}, resamples=20, key=KEY)
@@ -84,3 +121,5 @@ def test_what_says_nothing_is_nan():
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         correlate(*arguments, key=KEY)
+    with pytest.raises(TypeError, match="`resamples` must be an integer"):
+        correlate(None, {"a": [1, 2, 3]}, {"b": [1, 2, 3]}, resamples=2.5, key=KEY)

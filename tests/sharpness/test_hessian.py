@@ -148,6 +148,88 @@ def test_top_eigenpairs_are_those_of_the_dense_hessian(H, method):
         )
 
 
+def diagonal(w, d):
+    return jnp.sum(d * w**2) / 2
+
+
+@pytest.mark.parametrize("k", [2, 9])
+def test_lanczos_starts_again_for_the_copies_of_multiple_eigenvalues(k):
+    d = jnp.array([10.0] * k + [9.0] + list(np.linspace(0, 1, 199 - k)))
+    top = hessian_top(diagonal, jnp.ones(200), d, k=k, key=KEY)
+    np.testing.assert_allclose(top.values, 10, rtol=1e-6)
+    V = np.asarray(top.vectors)
+    np.testing.assert_allclose(V @ V.T, np.eye(k), atol=1e-8)
+    assert top.n_hvp < 200 and "multiple" in str(top.certificate)
+    # One start only sees one of them.
+    one = hessian_top(diagonal, jnp.ones(200), d, k=k, reorth=False, key=KEY)
+    assert one.n_hvp < top.n_hvp
+
+
+def test_a_second_start_that_finds_nothing_costs_a_quarter():
+    d = jnp.linspace(0, 1, 200) ** 3
+    once, again = (
+        hessian_top(diagonal, jnp.ones(200), d, k=4, reorth=reorth, key=KEY)
+        for reorth in (False, True)
+    )
+    np.testing.assert_allclose(again.values, d[:-5:-1], rtol=1e-3)
+    assert once.n_hvp < again.n_hvp <= int(1.3 * int(once.n_hvp))
+
+
+@pytest.mark.parametrize("method", ["lanczos", "lobpcg", "power"])
+def test_zero_hessians_and_masks_of_few_parameters(method):
+    w, d = jnp.ones(30), jnp.arange(30.0) + 2
+    given = {"method": method, "k": 2, "key": KEY}
+    zero = hessian_top(diagonal, w, 0 * d, **given)
+    np.testing.assert_array_equal(zero.values, 0)
+    np.testing.assert_array_equal(zero.residuals, 0)
+    mask = jnp.arange(30) < 2
+    if method == "lobpcg":
+        with pytest.raises(
+            ValueError, match=r"`k` must lie in 1 .. 0 for 2 parameters"
+        ):
+            hessian_top(diagonal, w, d, mask=mask, **given)
+        return
+    few = hessian_top(diagonal, w, d, mask=mask, **given)
+    np.testing.assert_allclose(few.values, [3.0, 2.0], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`k` must lie in 1 .. 1 for 1 parameters"):
+        hessian_top(diagonal, w, d, mask=jnp.arange(30) < 1, **given)
+    found = jax.jit(lambda mask: hessian_top(diagonal, w, d, mask=mask, **given))
+    assert jnp.all(jnp.isnan(found(jnp.arange(30) < 1).values))
+
+
+def least_squares(w, b):
+    return jnp.mean((b[0] @ w - b[1]) ** 2)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [hessian_top, hessian_trace, spectral_density],
+    ids=lambda measure: measure.__name__,
+)
+def test_what_is_not_finite_has_no_curvature(measure):
+    x, y = jax.random.normal(KEY, (8, 4)), jnp.ones(8)
+    infinite = lambda w, b: least_squares(w, b) + jnp.inf  # noqa: E731
+    for loss, w, b in (
+        (least_squares, jnp.full(4, jnp.nan), (x, y)),
+        (least_squares, jnp.ones(4), (x, y.at[3].set(jnp.nan))),
+        (infinite, jnp.ones(4), (x, y)),
+    ):
+        with pytest.raises(ValueError, match=f"{measure.__name__}: `loss_fn` must be"):
+            measure(loss, w, b, key=KEY)
+        found = jax.jit(lambda w, b, loss=loss: measure(loss, w, b, key=KEY))(w, b)
+        numbers = jax.tree.leaves(eqx.filter(found, eqx.is_inexact_array))
+        assert jnp.all(jnp.isnan(numbers[0]))
+        with pytest.raises(ValueError, match="hessian_operator: `loss_fn` must be"):
+            hessian_operator(loss, w, b)
+    # Parameters that are not measured may be anything.
+    part = hessian_trace(
+        lambda w, b: jnp.sum(w["a"] ** 2) + jnp.log(jnp.sum(w["b"]) + 1),
+        {"a": jnp.ones(2), "b": jnp.zeros(2)}, None, mask={"a": True, "b": False},
+        key=KEY,
+    )  # fmt: skip
+    assert part.value == 4
+
+
 def test_it_stops_when_the_residual_is_small_and_not_before(H):
     exact = np.linalg.eigvalsh(H)
     loose, tight = (top3(H, tol) for tol in (0.3, 1e-7))
@@ -181,9 +263,11 @@ def test_multiple_eigenvalues_and_small_spaces():
         np.testing.assert_allclose(top.residuals, 0, atol=1e-10)
         V = np.concatenate([top.vectors["a"], top.vectors["b"]], 1)
         np.testing.assert_allclose(V @ V.T, np.eye(3), atol=1e-10)
-    # NaN stays visible.
-    nan = top3(jnp.full((44, 44), jnp.nan))
-    assert jnp.all(jnp.isnan(nan.values))
+    # NaN is named, and under jit it stays visible.
+    nan = jnp.full((44, 44), jnp.nan)
+    with pytest.raises(ValueError, match="`loss_fn` must be finite at `params`"):
+        top3(nan)
+    assert jnp.all(jnp.isnan(jax.jit(top3)(nan).values))
 
 
 def test_a_mask_gives_the_block(H):
@@ -195,8 +279,15 @@ def test_a_mask_gives_the_block(H):
     assert weighed.size == 20
     np.testing.assert_allclose(weighed.nodes.max(), block[-1])
     np.testing.assert_allclose(weighed.nodes.min(), block[0])
-    # Where nothing is left there is no number.
-    none = top3(H, mask={**mask, "a": np.asarray(False)})
+    # Where too little is left there is no number.
+    nothing = {**mask, "a": np.asarray(False)}
+    with pytest.raises(ValueError, match="`mask` must select a parameter"):
+        top3(H, mask=nothing)
+    with pytest.raises(ValueError, match=r"`k` must lie in 1 .. 2 for 2 parameters"):
+        top3(H, mask={**mask, "a": np.arange(20) < 2})
+    with pytest.raises(TypeError, match="`mask` must hold booleans"):
+        top3(H, mask={**mask, "a": np.ones(20)})
+    none = jax.jit(lambda mask: top3(H, mask=mask))(nothing)
     assert jnp.all(jnp.isnan(none.values))
     with pytest.raises(ValueError, match="`mask` must have the structure"):
         hessian_top(form, W, H, mask=(True, False), key=KEY)
@@ -271,6 +362,61 @@ def test_half_precision_is_measured_in_float32_also_under_vmap(float32):
     )
     assert tops.values.dtype == jnp.float32 and tops.vectors["b"] is None
     np.testing.assert_allclose(tops.values, [[4.0], [2.0]], rtol=1e-5)
+
+
+def test_layers_of_half_precision_meet_a_batch_of_their_own(float32):
+    layer = eqx.nn.Conv2d(1, 2, 3, dtype=jnp.bfloat16, key=KEY)
+    images = jax.random.normal(KEY, (4, 1, 5, 5), jnp.bfloat16)
+    loss = LogitLoss(lambda model, x: jax.vmap(model)(x).reshape(4, -1))
+    batch = (images, jnp.arange(4))
+    top = hessian_top(loss, layer, batch, key=KEY)
+    assert top.values.dtype == jnp.float32 and top.values[0] > 0
+    G = ggn_operator(loss, layer, batch)
+    ones = jax.tree.map(jnp.ones_like, eqx.filter(top.vectors, eqx.is_array))
+    row = jax.tree.map(lambda leaf: leaf[0], ones)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(G.mv(row)))
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "message"),
+    [
+        ([0, -1, 1], ValueError, r"`y` must lie in 0 .. 3 \(got -1 to 1\)"),
+        ([0, 4, 1], ValueError, r"`y` must lie in 0 .. 3 \(got 0 to 4\)"),
+        ([0], ValueError, r"`y` must have shape \(3,\)"),
+        ([[0], [1], [2]], ValueError, r"`y` must have shape \(3,\)"),
+        (1, ValueError, r"`y` must have shape \(3,\)"),
+        ([0.0, 1.0, 2.0], TypeError, "`y` must hold integer labels"),
+    ],
+)
+def test_labels_are_classes(y, error, message):
+    loss = LogitLoss(lambda w, x: x @ w)
+    w, batch = jnp.ones((2, 4)), (jnp.ones((3, 2)), jnp.asarray(y))
+    with pytest.raises(error, match=message):
+        loss(w, batch)
+    with pytest.raises(error, match=message):
+        hessian_top(loss, w, batch, key=KEY)
+    if "lie" in message:
+        assert jnp.isnan(jax.jit(loss)(w, batch))
+
+
+def test_several_pairs_under_vmap():
+    d = jnp.stack([jnp.r_[3.0, 3.0, jnp.linspace(0, 1, 28)], jnp.arange(30.0)])
+    tops = jax.jit(
+        jax.vmap(lambda d: hessian_top(diagonal, jnp.ones(30), d, k=2, key=KEY))
+    )(d)
+    np.testing.assert_allclose(tops.values, [[3, 3], [29, 28]], rtol=1e-5)
+
+
+def test_counts_are_whole_numbers():
+    w = jnp.ones(4)
+    for call, name in (
+        (lambda: hessian_top(diagonal, w, w, k=1.5, key=KEY), "k"),
+        (lambda: hessian_top(diagonal, w, w, max_steps=2.5, key=KEY), "max_steps"),
+        (lambda: hessian_trace(diagonal, w, w, n_probes=2.5, key=KEY), "n_probes"),
+        (lambda: spectral_density(diagonal, w, w, steps=2.5, key=KEY), "steps"),
+    ):
+        with pytest.raises(TypeError, match=f"`{name}` must be an integer"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,6 @@ def test_quadratics_have_closed_forms():
     np.testing.assert_allclose(jnp.abs(model.witness), [1, 0, 0, 0], atol=1e-4)
     # Both ascents stay below what they estimate.
     assert found.value <= rho**2 * 4 / 2 and slope.value <= rho**2 * 4
-    # Where nothing but NaN is, there is no number.
-    assert jnp.isnan(
-        sharpness(quadratic, zero, DIAGONAL * jnp.nan, rho=rho, key=KEY).value
-    )
 
 
 def test_adaptive_cubes_and_averages_of_quadratics():
@@ -192,8 +188,46 @@ def test_under_vmap_over_models_and_in_float32(float32):
 def test_a_loss_that_is_undefined_in_part_of_the_ball():
     # What was found before is still a lower bound.
     edge = lambda w, b: -jnp.sqrt(1 - jnp.sum(w**2))  # noqa: E731
-    found = sharpness(edge, jnp.zeros(2), None, rho=2.0, key=KEY)
-    assert 0 <= found.value <= 1
+    found = sharpness(edge, jnp.zeros(2), None, rho=1.5, key=KEY)
+    assert 0 < found.value <= 1
+    # Where nothing but NaN was seen, there is no number.
+    most = lambda w, b: jnp.log(1e-3 - jnp.sum(w**2))  # noqa: E731
+    assert jnp.isnan(sharpness(most, jnp.zeros(2), None, rho=1.0, key=KEY).value)
+    assert jnp.isnan(
+        first_order_flatness(most, jnp.zeros(2), None, rho=1.0, key=KEY).value
+    )
+
+
+@pytest.mark.parametrize(
+    "measure", [sharpness, first_order_flatness, sharpness_quadratic]
+)
+def test_what_is_not_finite_has_no_sharpness(measure):
+    w, low = jnp.ones(4), lambda w, d: quadratic(w, d) - jnp.inf
+    high = lambda w, d: quadratic(w, d) + jnp.inf  # noqa: E731
+    for loss, d in ((quadratic, DIAGONAL * jnp.nan), (high, DIAGONAL), (low, DIAGONAL)):
+        with pytest.raises(ValueError, match="`loss_fn` must be finite at `params`"):
+            measure(loss, w, d, rho=0.1, key=KEY)
+        run = jax.jit(lambda d, loss=loss: measure(loss, w, d, rho=0.1, key=KEY).value)
+        assert jnp.isnan(run(d))
+    run = jax.jit(lambda d: sharpness(high, w, d, rho=0.1, which="avg", key=KEY).value)
+    assert jnp.isnan(run(DIAGONAL))
+
+
+def test_no_perturbation_is_no_rise(net, float32):
+    w, (x, y) = net
+    x, y = x.astype(jnp.float32), y.astype(jnp.int32)
+    zero = jax.tree.map(lambda v: jnp.zeros(v.shape, jnp.float32), w)
+    assert sharpness(LOSS, zero, (x, y), rho=0.3, adaptive=True, key=KEY).value == 0
+    mean = sharpness(LOSS, zero, (x, y), rho=0.3, adaptive=True, which="avg", key=KEY)
+    assert mean.value == 0 and mean.half_width == 0
+    w = jax.tree.map(lambda v: v.astype(jnp.float32), w)
+    nothing = jax.tree.map(lambda v: jnp.zeros(v.shape, bool), w)
+    run = jax.jit(lambda mask: sharpness(LOSS, w, (x, y), rho=1.0, mask=mask, key=KEY))
+    assert run(nothing).value == 0
+    # A rise within rounding is none.
+    far = lambda w, d: 1e6 + quadratic(w, d)  # noqa: E731
+    near = sharpness(far, jnp.zeros(4), jnp.ones(4), rho=1e-2, key=KEY)
+    assert near.value == 0
 
 
 @pytest.mark.parametrize(
@@ -207,6 +241,7 @@ def test_a_loss_that_is_undefined_in_part_of_the_ball():
         ({"which": "avg", "steps": 1}, "`steps` must be at least 2"),
         ({"restarts": 0}, "`restarts` at least 1"),
         ({"mask": [True]}, "`mask` must have the structure"),
+        ({"mask": jnp.zeros(4, bool)}, "`mask` must select a parameter"),
         ({"batch": jnp.ones((0, 3))}, "`batch` must not be empty"),
         ({"params": {"a": None}}, "must hold floating arrays"),
     ],
@@ -230,6 +265,11 @@ def test_bad_input_of_the_others_is_named():
         )
     with pytest.raises(ValueError, match="sharpness_quadratic: `rho` must be positive"):
         sharpness_quadratic(quadratic, jnp.ones(4), DIAGONAL, rho=-1.0, key=KEY)
+    with pytest.raises(TypeError, match="`steps` must be an integer"):
+        sharpness(quadratic, jnp.ones(4), DIAGONAL, rho=0.1, steps=2.5, key=KEY)
+    with pytest.raises(TypeError, match="`mask` must hold booleans"):
+        mask = 0.5 * jnp.ones(4)
+        sharpness(quadratic, jnp.ones(4), DIAGONAL, rho=0.1, mask=mask, key=KEY)
     with pytest.raises(TypeError, match="`normalize_logits` needs a LogitLoss"):
         sharpness(
             quadratic, jnp.ones(4), DIAGONAL, rho=0.1, normalize_logits=1.0, key=KEY

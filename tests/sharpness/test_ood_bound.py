@@ -47,6 +47,25 @@ def test_the_maximum_over_masses_is_a_linear_programmes():
     assert float(found.deviation) == pytest.approx(r / 2)
 
 
+def test_under_jit_known_values_may_be_closed_over():
+    plain = bound()
+    for function, traced in (
+        (lambda eps: bound(eps=Oscillation(eps, proof=True)), EPS.value),
+        (lambda M: ood_bound(LOSSES, SOURCE, TARGET, EPS, M, jnp.asarray(0.05)), 1.0),
+        (lambda target: bound(target), TARGET),
+    ):
+        np.testing.assert_allclose(jax.jit(function)(traced).value, plain.value)
+    M = jnp.asarray(1.0)
+    rises = lambda probe: oscillation(  # noqa: E731
+        LOSSES, SOURCE, 4, M, probes=(probe, jnp.array([0]))
+    )
+    found = jax.jit(rises)(jnp.array([0.7]))
+    np.testing.assert_allclose(found.value, rises(jnp.array([0.7])).value)
+    outside = TARGET + 3
+    with pytest.raises(ValueError, match=r"`cells_target` must lie in 0 .. 3"):
+        jax.jit(lambda eps: bound(outside, eps=Oscillation(eps, True)))(EPS.value)
+
+
 def test_the_parts_are_those_of_the_decomposition():
     found = bound()
     p, q = np.array([0.4, 0.2, 0.4, 0]), np.array([1, 2, 4, 1]) / 8

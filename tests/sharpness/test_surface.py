@@ -36,8 +36,26 @@ def test_the_plane_is_the_loss_along_filters_of_their_own_length():
     assert not jnp.allclose(first["in"], second["in"])
 
 
+def test_the_units_of_a_kernel_lie_along_its_last_axis():
+    # Flax: (in, out) and (height, width, in, out).
+    w = {
+        "dense": {"kernel": jax.random.normal(KEY, (3, 4)) * jnp.arange(4.0)[None, :]},
+        "conv": {"kernel": jax.random.normal(KEY, (2, 2, 3, 5))},
+    }
+    square = lambda w, b: sum(jnp.sum(v**2) for v in jax.tree.leaves(w))  # noqa: E731
+    for direction in loss_surface(square, w, None, points=2, key=KEY).directions:
+        for name, axes in (("dense", 0), ("conv", (0, 1, 2))):
+            lengths = [
+                jnp.sqrt(jnp.sum(tree[name]["kernel"] ** 2, axes))
+                for tree in (direction, w)
+            ]
+            np.testing.assert_allclose(*lengths)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="`radius` must be positive"):
         loss_surface(loss, jnp.eye(2), None, radius=0.0, key=KEY)
     with pytest.raises(ValueError, match="`points` must be at least 2"):
         loss_surface(loss, jnp.eye(2), None, points=1, key=KEY)
+    with pytest.raises(TypeError, match="`points` must be an integer"):
+        loss_surface(loss, jnp.eye(2), None, points=2.5, key=KEY)

@@ -113,7 +113,7 @@ def _read_data(file: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
             f"{file} must hold one row of x for each of y (got shapes {x.shape} and "
             f"{y.shape})."
         )
-    x, y = x[:samples].astype(float), y[:samples]
+    x, y = x[:samples], y[:samples]
     if not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))):
         fail(f"{file} holds NaN or infinite entries.", "Remove or impute them.")
     return x, y
@@ -151,16 +151,19 @@ def _measure(network, x, y, loss: LossName, rho: float):
     floats = jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))
     if not floats:
         fail("the model has no floating weights: there is nothing to measure.")
-    x = jnp.asarray(x, jnp.result_type(*floats))
-    outputs = _outputs(network, x)
+    x, outputs = _outputs(network, x, jnp.result_type(*floats))
     labels, classify = _targets(y, outputs, loss)
+    one_logit = classify and outputs.size == len(y)
     loss_fn = topic.LogitLoss(
-        lambda model, x: jax.vmap(model)(x), None if classify else _squared
+        _two_logits if one_logit else _all_logits, None if classify else _squared
     )
     batch, key = (x, labels), jax.random.key(0)
-    value = float(loss_fn(network, batch))
+    value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(loss_fn))(network, batch)
+    value = float(value)
     if not math.isfinite(value):
         fail(f"the loss is {value} at the weights: there is nothing to measure.")
+    if not all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradient)):
+        fail("the loss has no finite gradient at the weights.")
     given = (loss_fn, network, batch)
     top, low = (
         topic.hessian_top(*given, which=which, key=key)
@@ -199,9 +202,8 @@ def _measure(network, x, y, loss: LossName, rho: float):
         "measures": rows,
     }
     if classify:
-        report["accuracy"] = float(
-            jnp.mean(outputs.argmax(1).astype(labels.dtype) == labels)
-        )
+        guess = loss_fn.logits(network, x).argmax(1).astype(labels.dtype)
+        report["accuracy"] = float(jnp.mean(guess == labels))
     low_end, high_end = float(spectrum.nodes.min()), float(spectrum.nodes.max())
     spread = max(high_end - low_end, 1e-6)
     grid = jnp.linspace(low_end - 0.05 * spread, high_end + 0.05 * spread, _BINS)
@@ -221,11 +223,26 @@ def _squared(outputs, y):
     return ((outputs - y) ** 2).mean()
 
 
-def _outputs(network, x):
+def _all_logits(network, x):
+    import jax
+
+    return jax.vmap(network)(x)
+
+
+def _two_logits(network, x):
+    """One logit is that of class 1 against a zero for class 0."""
+    import jax.numpy as jnp
+
+    logit = _all_logits(network, x).reshape(-1)
+    return jnp.stack([jnp.zeros_like(logit), logit], 1)
+
+
+def _outputs(network, x, dtype):
+    """Inputs as the model takes them, and its outputs."""
     import jax
 
     try:
-        outputs = jax.vmap(network)(x)
+        inputs, outputs = _first_taken(network, x, dtype)
     # The user's model: whatever it raises, it does not take these inputs.
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
@@ -236,7 +253,24 @@ def _outputs(network, x):
         )
     if not isinstance(outputs, jax.Array):
         fail(f"the model must return one array (got {type(outputs).__name__}).")
-    return outputs
+    return inputs, outputs
+
+
+def _first_taken(network, x, dtype):
+    import jax.numpy as jnp
+
+    inputs = jnp.asarray(x, dtype)
+    try:
+        return inputs, _all_logits(network, inputs)
+    except Exception as error:
+        # Tokens are indices: what looks them up takes no floats.
+        if x.dtype.kind not in "iu":
+            raise
+        first = error
+    try:
+        return jnp.asarray(x), _all_logits(network, jnp.asarray(x))
+    except Exception:
+        raise first from None
 
 
 def _targets(y, outputs, loss: LossName):
@@ -245,9 +279,12 @@ def _targets(y, outputs, loss: LossName):
     import numpy as np
 
     whole = bool(np.all(y == np.round(y)))
+    one_logit = outputs.shape in ((len(y),), (len(y), 1))
+    binary = one_logit and bool(np.all((y == 0) | (y == 1)))
+    classes = 2 if one_logit else outputs.shape[-1]
     classify = loss is LossName.cross_entropy or (
-        loss is LossName.auto and whole and y.ndim == 1 and outputs.ndim == 2
-        and outputs.shape[1] > 1
+        loss is LossName.auto and whole and y.ndim == 1
+        and (binary or (outputs.ndim == 2 and not one_logit))
     )  # fmt: skip
     if not classify:
         shaped = y.reshape(outputs.shape) if y.size == outputs.size else y
@@ -257,14 +294,14 @@ def _targets(y, outputs, loss: LossName):
                 "For class numbers use --loss cross-entropy.",
             )
         return jnp.asarray(shaped, outputs.dtype), False
-    if outputs.ndim != 2 or y.ndim != 1:
+    if (outputs.ndim != 2 and not one_logit) or y.ndim != 1:
         fail(
             "cross-entropy needs one output a class and one class a row (got outputs "
             f"of shape {outputs.shape} and targets of {y.shape})."
         )
-    if not whole or np.min(y) < 0 or np.max(y) >= outputs.shape[1]:
+    if not whole or np.min(y) < 0 or np.max(y) >= classes:
         fail(
-            f"classes must be whole numbers from 0 to {outputs.shape[1] - 1} (got "
+            f"classes must be whole numbers from 0 to {classes - 1} (got "
             f"{np.min(y):g} to {np.max(y):g})."
         )
     return jnp.asarray(y.astype(int)), True

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 # All from the authors' code: shares of the steps at which a checkpoint stands and by
 # which the distances between checkpoints shrink, the share of improving steps that
@@ -31,6 +31,7 @@ class _State(NamedTuple):
     stepsize: Float[Array, ""]
     improved: Float[Array, ""]
     at_checkpoint: tuple[Float[Array, ""], Float[Array, ""]]  # value and stepsize
+    defined: Bool[Array, ""]  # whether the start had a value
 
 
 def ascend(
@@ -45,7 +46,8 @@ def ascend(
     """The best of `steps` points and of the start, and its value.
 
     `start_value` is what has to be beaten: that of the ball's centre, returned as the
-    zero vector where nothing is better.
+    zero vector where nothing is better. NaN if the value is NaN at the start: the
+    search would end next to the centre, and say nothing about the ball.
     """
     gaps = np.asarray(_gaps(steps), start.dtype)
 
@@ -53,6 +55,8 @@ def ascend(
         index, gap = inputs
         found, direction = value_and_direction(state.here)
         state = _keep(state, found)
+        begun = (index == 0) & ~jnp.isnan(found)
+        state = state._replace(defined=state.defined | begun)
         # The starting point is no step that could have improved.
         state = jax.lax.cond(
             (gap > 0) & (index > 0), _review, lambda state, _: state, state, gap
@@ -67,11 +71,12 @@ def ascend(
     first = _State(
         start, start, zero, start_value, two, jnp.zeros((), start.dtype),
         (start_value, two),
+        jnp.asarray(False),
     )  # fmt: skip
     inputs = (jnp.arange(steps, dtype=jnp.int32), gaps)
     state, _ = jax.lax.scan(one, first, inputs)
     state = _keep(state, value(state.here))
-    return state.best, state.best_value
+    return state.best, jnp.where(state.defined, state.best_value, jnp.nan)
 
 
 def _keep(state, found):

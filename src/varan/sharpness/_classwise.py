@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..core._certificate import Certificate
-from ._hessian import Eigenpairs, LossFn, hessian_top
+from ..core._checks import is_traced
+from ._hessian import RESIDUAL_SAYS, Eigenpairs, LossFn, hessian_top
+from ._objective import refuse_undefined
 
 
 class ClasswiseSpectrum(eqx.Module):
@@ -31,16 +33,20 @@ class ClasswiseSpectrum(eqx.Module):
 
     @property
     def negativity(self) -> Float[Array, " classes"]:
-        """`|lambda_min| / lambda_max` where the smallest is negative, else 0."""
+        """`|lambda_min| / lambda_max` where the smallest is negative, else 0.
+
+        Infinite where no eigenvalue is positive and the smallest is negative.
+        """
         low, high = self.smallest.values[:, 0], self.largest.values[:, 0]
-        return jnp.maximum(-low, 0) / jnp.maximum(high, jnp.finfo(high.dtype).tiny)
+        ratio = jnp.maximum(-low, 0) / jnp.where(high > 0, high, 1)
+        return jnp.where((high <= 0) & (low < 0), jnp.inf, ratio)
 
     @property
     def has_negative_curvature(self) -> Bool[Array, " classes"]:
         """Whether a negative eigenvalue is proved: value plus residual below zero.
 
         A Ritz value alone is never below the smallest eigenvalue; the residual leaves
-        room for rounding.
+        room for rounding, of which it is itself not free.
         """
         return self.smallest.values[:, 0] + self.smallest.residuals[:, 0] < 0
 
@@ -53,7 +59,7 @@ class ClasswiseSpectrum(eqx.Module):
                 jnp.max(self.largest.residuals), jnp.max(self.smallest.residuals)
             ),
             proof=True,
-            statement="within value of every Ritz value there is an eigenvalue",
+            statement=RESIDUAL_SAYS,
             details={
                 "smallest": self.smallest.values[:, 0],
                 "negative": self.has_negative_curvature,
@@ -86,10 +92,12 @@ def classwise_spectrum(
         key: Random key of the start.
 
     Returns:
-        The largest and the smallest eigenvalues of every class.
+        The largest and the smallest eigenvalues of every class; NaN, under jit, for a
+        class whose loss or gradient is not finite.
 
     Raises:
-        ValueError: As `hessian_top`, or if the batches differ in their classes.
+        ValueError: As `hessian_top`, or if the batches differ in their classes or have
+            none.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,13 +117,20 @@ def classwise_spectrum(
     Differences: The ends of the spectrum, which carry proofs; `spectral_density` with
         one class's batch gives the paper's picture.
     """
-    sizes = {leaf.shape[0] for leaf in jtu.tree_leaves(batches)}
-    if len(sizes) != 1:
+    sizes = {jnp.shape(leaf)[:1] for leaf in jtu.tree_leaves(batches)}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
             "classwise_spectrum: the arrays of `batches` must have one leading axis of "
-            f"classes (got lengths {sorted(sizes)})."
+            f"classes, of which there is one at least (got lengths {sorted(sizes)})."
         )
-    return _ends(per_class_loss, params, batches, jnp.asarray(tol), key, k, max_steps)
+    found = _ends(per_class_loss, params, batches, jnp.asarray(tol), key, k, max_steps)
+    tops = found.largest.values[:, 0]
+    if not is_traced(tops):
+        for c in np.flatnonzero(np.isnan(tops)):
+            own = jtu.tree_map(lambda leaf, c=c: leaf[c], batches)
+            owner = f"classwise_spectrum (class {c})"
+            refuse_undefined(owner, tops[c], per_class_loss, params, own)
+    return found
 
 
 @eqx.filter_jit
@@ -152,7 +167,8 @@ def batches_by_class(
         weights of a class sum to 1: `jnp.sum(weights * losses)` is its mean loss.
 
     Raises:
-        ValueError: If a class has no sample, or the lengths differ.
+        ValueError: If a class has no sample, a label is no class, or the lengths
+            differ.
 
     Example:
         >>> import numpy as np
@@ -167,6 +183,12 @@ def batches_by_class(
         raise ValueError(
             "batches_by_class: `x` and `labels` must have one length (got "
             f"{len(x)} and {len(labels)})."
+        )
+    if classes < 1 or not np.all(np.isin(labels, np.arange(classes))):
+        odd = np.setdiff1d(labels, np.arange(classes))
+        raise ValueError(
+            f"batches_by_class: `labels` must lie in 0 .. {classes - 1} (got "
+            f"{', '.join(map(str, odd[:5]))} among them)."
         )
     rows = [np.flatnonzero(labels == c)[:most] for c in range(classes)]
     empty = [c for c in range(classes) if not rows[c].size]

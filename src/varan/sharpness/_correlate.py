@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from ._objective import MeasureResult
+from ._objective import MeasureResult, check_counts
 
 Valued = Callable[[Any], Any] | Float[Array, " models"] | Sequence[float]
 
@@ -85,14 +85,16 @@ def correlate(
 
     Tau is the share of pairs of models that both put in the same order, minus the share
     of pairs in opposite order; ties are accounted for (tau-b). The interval is a
-    percentile bootstrap over the models. The models of one sweep share their
-    hyperparameters' effects: a tau says what happens together, not what causes what,
-    so it is worth a look within subgroups (`CorrelationTable.among`) and beside the
-    hyperparameters themselves as targets.
+    percentile bootstrap over the models; where all pairs agree resampling has nothing
+    to vary, and its end is the exact one of n // 2 pairs that share no model. The
+    models of one sweep share their hyperparameters' effects: a tau says what happens
+    together, not what causes what, so it is worth a look within subgroups
+    (`CorrelationTable.among`) and beside the hyperparameters themselves as targets.
 
     Args:
-        models: A list of models of one structure, or one tree whose arrays have a
-            leading axis of models; None if all measures and targets are arrays.
+        models: A list of models of one structure, which differ in arrays and numbers,
+            or one tree whose arrays have a leading axis of models; None if all measures
+            and targets are arrays.
         measures: Name to a function from a model to a number (or to a
             `MeasureResult`), compiled once and run model by model, or to an array of
             values.
@@ -104,8 +106,10 @@ def correlate(
         The table; `str` prints it. NaN where a value is NaN, or all models are tied.
 
     Raises:
-        ValueError: On fewer than three models, values of different lengths, a function
-            without models, or no measure or target.
+        ValueError: On fewer than three models, models of different structures or
+            shapes, values of different lengths, a function without models, or no
+            measure or target.
+        TypeError: If `resamples` is no integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -128,8 +132,9 @@ def correlate(
             "correlate: at least one of `measures`, of `targets` and of `resamples` is "
             f"needed (got {len(measures)}, {len(targets)} and {resamples})."
         )
-    if isinstance(models, list | tuple):
-        models = jtu.tree_map(lambda *leaves: jnp.stack(leaves), *models)
+    check_counts("correlate", resamples=resamples)
+    if isinstance(models, list | tuple) and models:
+        models = _stacked(models)
     tables = [
         {name: _values(name, entry, models) for name, entry in part.items()}
         for part in (measures, targets)
@@ -142,6 +147,41 @@ def correlate(
         )
     rows, columns = (jnp.stack(list(part.values())) for part in tables)
     return _table(tuple(measures), tuple(targets), rows, columns, resamples, key)
+
+
+def _stacked(models):
+    """One tree; what is no array (activation functions) all models must share."""
+    if len({jtu.tree_structure(model) for model in models}) != 1:
+        raise ValueError(
+            f"correlate: `models` must have one structure (got {len(models)} models "
+            "that differ). Give arrays of values instead of functions of the models."
+        )
+
+    def stack(*leaves):
+        arrays = any(map(eqx.is_array, leaves))
+        if arrays or any(isinstance(leaf, np.ndarray) for leaf in leaves):
+            return _stack_numbers(leaves)
+        same = all(leaf is leaves[0] or leaf == leaves[0] for leaf in leaves)
+        if not same and all(map(eqx.is_array_like, leaves)):
+            return _stack_numbers(leaves)
+        if not same:
+            raise ValueError(
+                "correlate: `models` may differ in arrays and numbers only (got "
+                f"{leaves[0]!r} and others)."
+            )
+        return leaves[0]
+
+    return jtu.tree_map(stack, *models)
+
+
+def _stack_numbers(leaves):
+    shapes = {jnp.shape(leaf) for leaf in leaves}
+    if len(shapes) != 1:
+        raise ValueError(
+            "correlate: `models` must have arrays of one shape (got "
+            f"{', '.join(map(str, sorted(shapes)))})."
+        )
+    return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
 
 
 def _values(name, entry, models):
@@ -186,6 +226,11 @@ def _bootstrap(measured, aimed, key, resamples):
     weights = jax.vmap(lambda row: jnp.bincount(row, length=n))(drawn).astype(dtype)
     weights = jnp.concatenate([jnp.ones((1, n), dtype), weights])
 
+    # If a share c of all pairs agrees, n // 2 disjoint ones all do with probability
+    # c^(n // 2): at 0.025 stands the end of the interval for a tau of 1.
+    least = 2 * 0.025 ** (1 / (n // 2)) - 1
+    alike = 1 - 1e2 * float(jnp.finfo(dtype).eps)
+
     def paired(orders):
         return jnp.einsum("ri,ij,rj->r", weights, orders, weights)
 
@@ -197,6 +242,8 @@ def _bootstrap(measured, aimed, key, resamples):
         )
         known = ~jnp.any(jnp.isnan(x) | jnp.isnan(y))
         low, high = jnp.nanquantile(taus[1:], jnp.asarray([0.025, 0.975], dtype))
+        low = jnp.where(taus[0] >= alike, jnp.minimum(low, least), low)
+        high = jnp.where(taus[0] <= -alike, jnp.maximum(high, -least), high)
         return tuple(jnp.where(known, v, jnp.nan) for v in (taus[0], low, high))
 
     return jax.lax.map(lambda x: jax.lax.map(lambda y: one(x, y), aimed), measured)

@@ -25,13 +25,27 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from ..core._certificate import Certificate
 from ..core._checks import check_choice, check_nonnegative
 from . import _lanczos
-from ._objective import LogitLoss, Objective, checked, objective
+from ._objective import (
+    LogitLoss,
+    Objective,
+    check_counts,
+    checked,
+    objective,
+    refuse_undefined,
+    selected_size,
+)
 
 LossFn = Callable[[Any, Any], Float[Array, ""]]
 
+RESIDUAL_SAYS = (
+    "within value of every Ritz value there is, up to rounding, an eigenvalue; that "
+    "none between them is missing, nor a copy of a multiple one, is likely"
+)
 # Lanczos steps between two looks at the Ritz values: a look costs an eigenvalue
 # decomposition of the tridiagonal matrix.
 _BLOCK = 6
+# A look for what was missed takes this share of the steps done so far, and so many.
+_AGAIN, _LEAST = 4, 3
 # Power steps that estimate the Hessian's norm, for the shift of the power method.
 _NORM_STEPS = 20
 
@@ -43,7 +57,8 @@ class Eigenpairs(eqx.Module):
         values: The Ritz values. Each is at most the largest eigenvalue and at least
             the smallest.
         vectors: Unit vectors as trees like the parameters, with a leading axis of k.
-        residuals: `||H v - theta v||`, evaluated: an eigenvalue lies that near.
+        residuals: `||H v - theta v||`, evaluated: an eigenvalue lies that near, up to
+            the rounding of the product.
         n_hvp: Products with the Hessian.
     """
 
@@ -59,7 +74,7 @@ class Eigenpairs(eqx.Module):
             "eigenvalue residual",
             jnp.max(self.residuals),
             proof=True,
-            statement="within value of every Ritz value there is an eigenvalue",
+            statement=RESIDUAL_SAYS,
             details={"values": self.values},
         )
 
@@ -119,11 +134,14 @@ def hessian_operator(
             other parameters are zero.
 
     Returns:
-        An operator that is tagged symmetric.
+        An operator that is tagged symmetric. Its products are NaN where the loss or
+        its gradient is not finite at the parameters.
 
     Raises:
         ValueError: On parameters without floating arrays, an empty batch, a loss that
-            is no scalar, or a mask of another structure.
+            is no scalar, a mask of another structure or without a parameter, or
+            (outside of jit) a loss or gradient that is not finite.
+        TypeError: If the mask is not boolean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -179,16 +197,22 @@ def ggn_operator(
     params, mask = checked("ggn_operator", params, batch, mask)
     flat = objective("ggn_operator", loss_fn, params, batch, mask)
     static = eqx.filter(params, eqx.is_inexact_array, inverse=True)
+    x, y = flat.batch
 
     def logits(vector):
-        return loss_fn.logits(eqx.combine(flat.unravel(vector), static), batch[0])
+        return loss_fn.logits(eqx.combine(flat.unravel(vector), static), x)
+
+    def slope_and_loss(z):
+        return jax.value_and_grad(lambda z: loss_fn.of_logits(z, y))(z)[::-1]
 
     out, push = jax.linearize(logits, flat.point)
     pull = jax.linear_transpose(push, flat.point)
-    inner = jax.linearize(jax.grad(lambda z: loss_fn.of_logits(z, batch[1])), out)[1]
+    slope, inner, loss = jax.linearize(slope_and_loss, out, has_aux=True)
+    good = flat.defined(loss, pull(slope)[0])
+    scale = jnp.where(good, flat.selected, jnp.nan)
 
     def product(vector):
-        return flat.selected * pull(inner(push(flat.selected * vector)))[0]
+        return scale * pull(inner(push(flat.selected * vector)))[0]
 
     tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
     return _on_trees(flat, product, tags)
@@ -221,9 +245,11 @@ def hessian_top(
     negative. One product with the Hessian costs about two gradients.
 
     - `"lanczos"` needs the fewest products: one a step, and one a pair for its
-      residual. Memory: `max_steps` vectors.
+      residual. Memory: `max_steps` vectors. From one start it sees one copy of a
+      multiple eigenvalue, so that for k > 1 it starts again, orthogonally to what was
+      found, with a quarter as many steps, until nothing new comes (at most k times).
     - `"lobpcg"` holds 4 k vectors: for networks of which `max_steps` do not fit.
-      Needs more than 5 k parameters.
+      Needs more than 5 k parameters (of the mask).
     - `"power"` holds k vectors: subspace iteration on H shifted by its own norm, since
       unshifted it would converge to what is largest in modulus. Slow where the top
       eigenvalues are close; the residual says so.
@@ -237,12 +263,12 @@ def hessian_top(
         which: The largest or the smallest eigenvalues.
         method: See above.
         max_steps: Steps at most, at least k; the products are up to k times as many
-            for the methods with blocks.
+            for the methods with blocks, and for Lanczos where it starts again.
         tol: Stop when every residual is at most `tol` times the modulus of its value
             (not negative; 0 does all steps). A certificate for any value is returned.
         reorth: Lanczos with full reorthogonalisation. Without it a step saves
             `2 max_steps` vector operations and, as rounding mounts up, values come back
-            as copies: good for k = 1.
+            as copies, and there is no second start: good for k = 1.
         mask: A tree of booleans (or boolean arrays) like the parameters, or a prefix
             of it, or a function from the parameters to one: the Hessian in the
             parameters where it is true.
@@ -251,12 +277,17 @@ def hessian_top(
     Returns:
         Values, vectors and residuals, the most extreme first. What is proved is that an
         eigenvalue lies within each residual, and none of `"largest"` beyond the true
-        one; that no eigenvalue between was overlooked is likely, not proved. NaN stays
-        visible.
+        one, both up to the rounding of the products; that no eigenvalue between was
+        overlooked, nor a copy of a multiple one, is likely, not proved. NaN stays
+        visible, and under jit stands for a loss or gradient that is not finite and for
+        a mask with fewer than k parameters.
 
     Raises:
         ValueError: If a setting is out of range, parameters have no floating arrays,
-            the batch is empty, the loss is no scalar, or the mask does not fit.
+            the batch is empty, the loss is no scalar, the mask does not fit or selects
+            fewer than k parameters, or (outside of jit) the loss or its gradient is
+            not finite.
+        TypeError: If a count is no integer, or the mask not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -274,10 +305,9 @@ def hessian_top(
     check_choice("hessian_top", "which", which, ("largest", "smallest"))
     check_choice("hessian_top", "method", method, tuple(_METHODS))
     check_nonnegative("hessian_top", "tol", tol)
+    check_counts("hessian_top", k=k, max_steps=max_steps)
     params, mask = checked("hessian_top", params, batch, mask)
-    size = sum(
-        p.size for p in jtu.tree_leaves(eqx.filter(params, eqx.is_inexact_array))
-    )
+    size = selected_size("hessian_top", params, mask)
     most = (size - 1) // 5 if method == "lobpcg" else size
     if not 1 <= k <= most:
         raise ValueError(
@@ -288,10 +318,12 @@ def hessian_top(
         raise ValueError(
             f"hessian_top: `max_steps` must be at least k = {k} (got {max_steps})."
         )
-    return _top(
+    found = _top(
         loss_fn, params, batch, mask, key, jnp.asarray(tol),
         (k, which == "smallest", method, max_steps, reorth),
     )  # fmt: skip
+    refuse_undefined("hessian_top", found.values, loss_fn, params, batch, mask)
+    return found
 
 
 @eqx.filter_jit
@@ -303,6 +335,8 @@ def _top(loss_fn, params, batch, mask, key, tol, settings):
     product = (lambda v: -hessian(v)) if negated else hessian
     tol = tol.astype(flat.point.dtype)
     rows, count = _METHODS[method](product, flat, k, steps, tol, reorth, key)
+    # A mask with fewer parameters than k has no k vectors.
+    rows = jnp.where(jnp.sum(flat.selected) >= k, rows, jnp.nan)
     images = jax.lax.map(product, rows)
     values = jnp.sum(rows * images, 1)
     residuals = jnp.linalg.norm(images - values[:, None] * rows, axis=1)
@@ -313,18 +347,57 @@ def _top(loss_fn, params, batch, mask, key, tol, settings):
 def _by_lanczos(product, flat, k, steps, tol, reorth, key):
     steps = min(steps, flat.point.size)
     space = _lanczos.begin(key, flat.selected, steps)
+    none = jnp.zeros(k, tol.dtype)
+    look = jnp.asarray(min(_BLOCK, steps), jnp.int32)
+    if k == 1 or steps == k or not reorth:
+        space, rows, _ = _settled(product, space, none, look, k, tol, reorth)
+        return rows, space.steps
 
     def unfinished(carry):
-        space, _, error, values = carry
+        *_, round, more = carry
+        return more & (round <= k)
+
+    def one(carry):
+        space, _, before, count, look, round, _ = carry
+        done = space.steps
+        space, rows, values = _settled(product, space, before, look, k, tol, reorth)
+        count = count + space.steps - done
+        noise = 1e2 * jnp.finfo(tol.dtype).eps * jnp.max(jnp.abs(values))
+        found = values - before > jnp.maximum(tol * jnp.abs(values), noise)
+        found = found | (round == 0)
+        # What spans all that is selected has missed nothing.
+        more = jnp.any(found) & ~space.ended
+        # One start sees one copy of a multiple eigenvalue.
+        start = jax.random.normal(jax.random.fold_in(key, round), (n,), tol.dtype)
+        space = _lanczos.restart(space, rows, values, flat.selected * start)
+        look = jnp.minimum(k + jnp.maximum(count // _AGAIN, _LEAST), steps)
+        return space, rows, values, count, look, round + 1, more
+
+    n, zero = flat.point.size, jnp.zeros((), jnp.int32)
+    rows = jnp.zeros((k, n), tol.dtype)
+    begin = (space, rows, none, zero, look, zero, jnp.asarray(True))
+    _, rows, _, count, *_ = jax.lax.while_loop(unfinished, one, begin)
+    return rows, count
+
+
+def _settled(product, space, before, look, k, tol, reorth):
+    """Lanczos steps until the k largest Ritz pairs are good, the first look at `look`.
+
+    Gives the space, the Ritz vectors as rows and their values, both largest first.
+    """
+    steps = space.diagonal.shape[0]
+
+    def unfinished(carry):
+        space, _, error, values, _ = carry
         # A NaN stops the loop, too: it never goes away.
         more = jnp.max(error - tol * jnp.abs(values)) > 0
         return more & (space.steps < steps) & ~space.ended
 
     def block(carry):
-        space, *_, before = carry
+        space, *_, before, look = carry
         space = jax.lax.fori_loop(
             space.steps,
-            jnp.minimum(space.steps + _BLOCK, steps),
+            look,
             lambda _, space: _lanczos.advance(product, space, reorth),
             space,
         )
@@ -336,15 +409,15 @@ def _by_lanczos(product, flat, k, steps, tol, reorth, key):
             # A pair that the start hardly contains comes late, and pushes the last one
             # out: the values must have been the same one look ago.
             error = jnp.maximum(error, jnp.abs(values - before))
-        return space, S, error, values
+        return space, S, error, values, jnp.minimum(look + _BLOCK, steps)
 
     S = jnp.zeros((steps, steps), tol.dtype)
-    wanting = (S, jnp.full(k, jnp.inf, tol.dtype), jnp.zeros(k, tol.dtype))
-    space, S, _, _ = jax.lax.while_loop(unfinished, block, (space, *wanting))
+    wanting = (S, jnp.full(k, jnp.inf, tol.dtype), before[::-1], look)
+    space, S, _, values, _ = jax.lax.while_loop(unfinished, block, (space, *wanting))
     rows = S[:, : -k - 1 : -1].T @ space.basis[:steps]
     lengths = jnp.linalg.norm(rows, axis=1, keepdims=True)
     # A mask with fewer parameters than k leaves no vector, and no value.
-    return jnp.where(lengths > 0.5, rows / lengths, jnp.nan), space.steps
+    return space, jnp.where(lengths > 0.5, rows / lengths, jnp.nan), values[::-1]
 
 
 def _by_lobpcg(product, flat, k, steps, tol, reorth, key):
@@ -357,7 +430,10 @@ def _by_lobpcg(product, flat, k, steps, tol, reorth, key):
     # Its tolerance is multiplied by 10 n and relative to about twice the value.
     scaled = tol / (20 * flat.point.size)
     _, U, count = lobpcg_standard(columns, start.T, steps, scaled)
-    return U.T, k * count
+    # It divides by the norm of the products, which a Hessian of zeros makes zero: any
+    # vectors are eigenvectors then.
+    rows = jnp.where(jnp.all(jnp.isfinite(U)), U.T, _orthonormal(start))
+    return rows, k * count
 
 
 def _by_power(product, flat, k, steps, tol, reorth, key):

@@ -60,6 +60,28 @@ def begin(key: PRNGKeyArray, selected: Float[Array, " n"], steps: int) -> Krylov
     return Krylov(basis, zeros, zeros, count, jnp.asarray(False), noise, selected)
 
 
+def restart(
+    space: Krylov,
+    rows: Float[Array, "k n"],
+    values: Float[Array, " k"],
+    start: Float[Array, " n"],
+) -> Krylov:
+    """The space of Ritz vectors, kept as if they were exact, and of a new start."""
+    k = rows.shape[0]
+    basis = jnp.zeros_like(space.basis).at[:k].set(rows)
+    fresh, exhausted = _fresh(basis, k - 1, start)
+    zeros = jnp.zeros_like(space.diagonal)
+    return Krylov(
+        basis.at[k].set(fresh),
+        zeros.at[:k].set(values),
+        zeros,
+        jnp.full_like(space.steps, k),
+        exhausted,
+        space.noise,
+        space.selected,
+    )
+
+
 def advance(
     product: Callable[[Float[Array, " n"]], Float[Array, " n"]],
     space: Krylov,

@@ -19,12 +19,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core._checks import check_choice, check_positive
 from ._ascent import ascend, random_start
 from ._hessian import LossFn, hessian_top
-from ._objective import LogitLoss, MeasureResult, checked, objective, t_half_width
+from ._objective import (
+    LogitLoss,
+    MeasureResult,
+    check_counts,
+    checked,
+    objective,
+    refuse_undefined,
+    t_half_width,
+)
+
+# Units of rounding of the loss that no rise is made of.
+_ROUNDING = 4
 
 
 def sharpness(
@@ -76,14 +88,18 @@ def sharpness(
         key: Random key.
 
     Returns:
-        The value; `"lower_bound"` with the perturbation for the worst case (at least
-        0, which no perturbation attains), `"estimate"` with a 95 % interval for the
-        average. NaN if the loss is NaN at the weights.
+        The value; `"lower_bound"` with the perturbation for the worst case (a few units
+        of rounding less than its rise, at least 0, which no perturbation attains),
+        `"estimate"` with a 95 % interval for the average. NaN if the loss is not finite
+        at the weights, or NaN at the random points (half the radius away for p = 2)
+        where all climbs begin; for the average at any sample.
 
     Raises:
         ValueError: If a setting is out of range, parameters have no floating arrays,
-            the batch is empty or not divisible, or the mask does not fit.
-        TypeError: If `normalize_logits` meets a loss that is no `LogitLoss`.
+            the batch is empty or not divisible, the mask does not fit or selects
+            nothing, or (outside of jit) the loss is not finite at the weights.
+        TypeError: If `normalize_logits` meets a loss that is no `LogitLoss`, a count is
+            no integer or the mask not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -108,6 +124,7 @@ def sharpness(
     check_positive("sharpness", "rho", rho)
     if p not in (2, math.inf):
         raise ValueError(f"sharpness: `p` must be 2 or infinity (got {p}).")
+    check_counts("sharpness", steps=steps, restarts=restarts)
     least = 2 if which == "avg" else 1
     if steps < least or restarts < 1:
         raise ValueError(
@@ -124,13 +141,16 @@ def sharpness(
     params, mask = checked("sharpness", params, batch, mask)
     chunks = _chunks(batch, microbatch)
     settings = (float(p), adaptive, which, microbatch is None, steps, restarts)
-    return _sharpness(loss_fn, params, chunks, mask, jnp.asarray(rho), key, settings)
+    found = _sharpness(loss_fn, params, chunks, mask, jnp.asarray(rho), key, settings)
+    refuse_undefined("sharpness", found.value, loss_fn, params, batch, mask)
+    return found
 
 
 def _chunks(batch, microbatch):
     """The batch with a leading axis over its chunks."""
     if microbatch is None:
         return jtu.tree_map(lambda leaf: jnp.asarray(leaf)[None], batch)
+    check_counts("sharpness", microbatch=microbatch)
     sizes = sorted({jnp.shape(leaf)[:1] for leaf in jtu.tree_leaves(batch)})
     if len(sizes) != 1 or not sizes[0]:
         raise ValueError(
@@ -160,12 +180,12 @@ def _sharpness(loss_fn, params, chunks, mask, rho, key, settings):
         def rise(z):
             return flat.value(flat.point + scale * z)
 
-        here = flat.value(flat.point)
         if which == "avg":
-            return _rises(rise, here, scale, radius, p, steps, key), None
+            return _rises(rise, scale, radius, p, steps, key), None
+        here = flat.value(flat.point)
         climb = _climber(jax.value_and_grad(rise), rise, here, scale, radius, p, steps)
         z, best = _best_of(climb, key, restarts)
-        return best - here, flat.unravel(scale * z)
+        return _proved_rise(rise, z, best), flat.unravel(scale * z)
 
     count = jax.tree_util.tree_leaves(chunks)[:1]
     number = count[0].shape[0] if count else 1
@@ -179,15 +199,31 @@ def _sharpness(loss_fn, params, chunks, mask, rho, key, settings):
     return MeasureResult(jnp.mean(values), "lower_bound", witness, steps * restarts)
 
 
-def _rises(rise, here, scale, rho, p, samples, key):
-    def one(key):
+def _rises(loss, scale, rho, p, samples, key):
+    def one(inputs):
+        key, moved = inputs
         if p == 2:
             z = rho * jax.random.normal(key, scale.shape, scale.dtype)
         else:
             z = random_start(key, scale, rho, p)
-        return rise(z) - here
+        return loss(moved * z)
 
-    return jax.lax.map(one, jax.random.split(key, samples))
+    # The centre comes first, in the same loop: compiled another way its loss would be
+    # rounded in another way.
+    keys = jax.random.split(key, samples)[np.r_[0, :samples]]
+    moved = jnp.ones(samples + 1, scale.dtype).at[0].set(0)
+    losses = jax.lax.map(one, (keys, moved))
+    return jnp.where(jnp.isfinite(losses[0]), losses[1:] - losses[0], jnp.nan)
+
+
+def _proved_rise(loss, z, best):
+    """From the centre to z, both evaluated by one compiled loop, without rounding."""
+    here, there = jax.lax.map(loss, jnp.stack([jnp.zeros_like(z), z]))
+    unit = _ROUNDING * float(jnp.finfo(here.dtype).eps)
+    rounding = unit * jnp.maximum(jnp.abs(here), jnp.abs(there))
+    rise = there - here - jnp.where(jnp.isfinite(there), rounding, 0)
+    known = jnp.isfinite(here) & ~jnp.isnan(best)
+    return jnp.where(known, jnp.maximum(rise, 0), jnp.nan)
 
 
 def _climber(value_and_direction, value, here, scale, rho, p, steps):
@@ -203,7 +239,7 @@ def _climber(value_and_direction, value, here, scale, rho, p, steps):
 
 def _best_of(climb, key, restarts):
     points, values = jax.lax.map(climb, jax.random.split(key, restarts))
-    best = jnp.argmax(values)
+    best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))
     return points[best], values[best]
 
 
@@ -235,10 +271,11 @@ def first_order_flatness(
         key: Random key.
 
     Returns:
-        A lower bound with the perturbation that attains it.
+        A lower bound with the perturbation that attains it. NaN as `sharpness`, and
+        where the gradient is not finite at the weights.
 
     Raises:
-        ValueError: As `sharpness` does.
+        ValueError: As `sharpness` does, for the gradient at the weights, too.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -256,6 +293,7 @@ def first_order_flatness(
     Differences: The authors take one gradient step as the maximum; here it is climbed.
     """
     check_positive("first_order_flatness", "rho", rho)
+    check_counts("first_order_flatness", steps=steps, restarts=restarts)
     if steps < 1 or restarts < 1:
         raise ValueError(
             "first_order_flatness: `steps` and `restarts` must be at least 1 (got "
@@ -263,7 +301,9 @@ def first_order_flatness(
         )
     params, mask = checked("first_order_flatness", params, batch, mask)
     rho, settings = jnp.asarray(rho), (steps, restarts)
-    return _first_order(loss_fn, params, batch, mask, rho, key, settings)
+    found = _first_order(loss_fn, params, batch, mask, rho, key, settings)
+    refuse_undefined("first_order_flatness", found.value, loss_fn, params, batch, mask)
+    return found
 
 
 @eqx.filter_jit
@@ -271,24 +311,33 @@ def _first_order(loss_fn, params, batch, mask, rho, key, settings):
     steps, restarts = settings
     flat = objective("first_order_flatness", loss_fn, params, batch, mask)
     radius = rho.astype(flat.point.dtype)
-    gradient = jax.grad(flat.value)
 
     def at(z):
         return flat.point + flat.selected * z
 
+    def gradient_and_loss(vector):
+        return jax.value_and_grad(flat.value)(vector)[::-1]
+
+    def length(gradient, loss):
+        # A formula's derivative may have a value where the formula has none.
+        return jnp.where(jnp.isnan(loss), jnp.nan, jnp.linalg.norm(gradient))
+
     def slope(z):
-        return jnp.linalg.norm(flat.selected * gradient(at(z)))
+        g, loss = gradient_and_loss(at(z))
+        return length(flat.selected * g, loss)
 
     def slope_and_direction(z):
-        g, product = jax.linearize(gradient, at(z))
+        g, product, loss = jax.linearize(gradient_and_loss, at(z), has_aux=True)
         g = flat.selected * g
-        return jnp.linalg.norm(g), flat.selected * product(g)
+        return length(g, loss), flat.selected * product(g)
 
-    here = slope(jnp.zeros_like(flat.point))
+    centre, loss = gradient_and_loss(flat.point)
+    here = length(flat.selected * centre, loss)
     climb = _climber(
         slope_and_direction, slope, here, flat.selected, radius, 2.0, steps
     )
     z, best = _best_of(climb, key, restarts)
+    best = jnp.where(flat.defined(loss, centre), best, jnp.nan)
     cost = restarts * (3 * steps + 1) + 1
     return MeasureResult(
         radius * best, "lower_bound", flat.unravel(flat.selected * z), cost
@@ -339,10 +388,11 @@ def sharpness_quadratic(
     """
     check_positive("sharpness_quadratic", "rho", rho)
     params, mask = checked("sharpness_quadratic", params, batch, mask)
+    slope = _slope(loss_fn, params, batch, mask)
+    refuse_undefined("sharpness_quadratic", slope, loss_fn, params, batch, mask)
     top = hessian_top(
         loss_fn, params, batch, max_steps=max_steps, tol=tol, mask=mask, key=key
     )
-    slope = _slope(loss_fn, params, batch, mask)
     rho = jnp.asarray(rho).astype(slope.dtype)
     # In a ball a maximum is never negative.
     value = rho * slope + rho**2 / 2 * jnp.maximum(top.values[0], 0)
@@ -353,4 +403,6 @@ def sharpness_quadratic(
 @eqx.filter_jit
 def _slope(loss_fn, params, batch, mask):
     flat = objective("sharpness_quadratic", loss_fn, params, batch, mask)
-    return jnp.linalg.norm(flat.selected * jax.grad(flat.value)(flat.point))
+    loss, gradient = jax.value_and_grad(flat.value)(flat.point)
+    slope = jnp.linalg.norm(flat.selected * gradient)
+    return jnp.where(flat.defined(loss, gradient), slope, jnp.nan)

@@ -17,10 +17,10 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core._certificate import Certificate
-from ..core._checks import check_positive
+from ..core._checks import check_positive, is_traced
 from ._engine import is_function
 
 _SAYS = {
@@ -47,7 +47,8 @@ class MeasureResult(eqx.Module):
         n_grad: Gradients of the batch that were evaluated; a Hessian-vector product
             counts as two.
         half_width: Half the width of a 95 % confidence interval around a sampled
-            value, from Student's t; None where nothing was sampled.
+            value, from Student's t; None where nothing was sampled. A few samples that
+            happen to agree make it zero, which then says nothing.
     """
 
     value: Float[Array, ""]
@@ -80,7 +81,8 @@ class LogitLoss(eqx.Module):
     Args:
         logits_fn: `(params, x) -> logits`, a batch of inputs to (batch, classes).
         loss: `(logits, y) -> scalar`, the mean over the batch; by default
-            cross-entropy with integer labels.
+            cross-entropy with integer labels 0 .. classes - 1, one a row; under jit
+            any other label makes the loss NaN.
         temperature: With a positive number, each sample's logits are centred and
             divided by their norm and by this; None leaves them as they are.
 
@@ -128,25 +130,78 @@ class LogitLoss(eqx.Module):
         """The mean loss of given logits."""
         if self.loss is not None:
             return self.loss(logits, y)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+        _check_labels(logits, y)
+        y = jnp.asarray(y)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        # Out of range an index would wrap around, or be clipped, to another class.
+        known = (y >= 0) & (y < logits.shape[-1])
+        return jnp.mean(jnp.where(known, losses, jnp.nan))
 
     def normalised(self, temperature: Float[Array, ""] | float) -> LogitLoss:
         """The same loss on centred logits of norm `1 / temperature`."""
         return LogitLoss(self.logits_fn, self.loss, temperature)
 
 
+def _check_labels(logits, y):
+    dtype, shape = jnp.result_type(y), np.shape(y)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(
+            f"LogitLoss: `y` must hold integer labels (got {dtype}). For other targets "
+            "give a `loss`."
+        )
+    if shape != logits.shape[:-1]:
+        raise ValueError(
+            f"LogitLoss: `y` must have shape {logits.shape[:-1]}, one label for each "
+            f"row of the logits (got {shape})."
+        )
+    if is_traced(y) or not np.size(y):
+        return
+    low, high = int(np.min(np.asarray(y))), int(np.max(np.asarray(y)))
+    if low < 0 or high >= logits.shape[-1]:
+        raise ValueError(
+            f"LogitLoss: `y` must lie in 0 .. {logits.shape[-1] - 1} (got {low} to "
+            f"{high})."
+        )
+
+
 class Objective(NamedTuple):
     """A loss as a function of the vector of all parameters."""
 
+    owner: str
     value: Callable[[Float[Array, " n"]], Float[Array, ""]]
     point: Float[Array, " n"]
     selected: Float[Array, " n"]  # 1 where measured, 0 off the mask
     unravel: Callable[[Float[Array, " n"]], PyTree]
+    batch: PyTree  # what `value` hands to the loss
 
     def hessian(self) -> Callable[[Float[Array, " n"]], Float[Array, " n"]]:
-        """Products with the Hessian at the point; the gradient is linearised once."""
-        _, product = jax.linearize(jax.grad(self.value), self.point)
-        return lambda vector: self.selected * product(self.selected * vector)
+        """Products with the Hessian at the point; the gradient is linearised once.
+
+        NaN where the loss or its gradient is not finite: neither need show in the
+        second derivatives.
+        """
+
+        def gradient_and_loss(vector):
+            return jax.value_and_grad(self.value)(vector)[::-1]
+
+        gradient, product, loss = jax.linearize(
+            gradient_and_loss, self.point, has_aux=True
+        )
+        scale = jnp.where(self.defined(loss, gradient), self.selected, jnp.nan)
+        return lambda vector: scale * product(self.selected * vector)
+
+    def defined(self, loss, gradient) -> Bool[Array, ""]:
+        """Whether both are finite where measured; outside of jit it must be so."""
+        bad = ~jnp.isfinite(gradient) & (self.selected > 0)
+        good = jnp.isfinite(loss) & ~jnp.any(bad)
+        if not is_traced(good) and not good:
+            raise ValueError(
+                f"{self.owner}: `loss_fn` must be finite at `params`, with a finite "
+                f"gradient (got a loss of {float(loss):.3g} and {int(jnp.sum(bad))} "
+                f"NaN or infinite of {gradient.size} entries of the gradient). Look "
+                "for NaN in the parameters and in the batch."
+            )
+        return good
 
 
 def objective(owner: str, loss_fn, params, batch, mask: Any = None) -> Objective:
@@ -160,6 +215,11 @@ def objective(owner: str, loss_fn, params, batch, mask: Any = None) -> Objective
     double = any(dtype == jnp.float64 for dtype in dtypes)
     dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
     selected = selection(owner, mask, arrays, dtype)
+    if any(map(_is_half, leaves)):
+        # Layers that want one dtype of weights and inputs must find one.
+        batch = jtu.tree_map(
+            lambda leaf: leaf.astype(dtype) if _is_half(leaf) else leaf, batch
+        )
     arrays = jtu.tree_map(lambda leaf: leaf.astype(dtype), arrays)
     point, unravel = ravel_pytree(arrays)
 
@@ -172,28 +232,64 @@ def objective(owner: str, loss_fn, params, batch, mask: Any = None) -> Objective
             )
         return out
 
-    return Objective(value, point, selected, unravel)
+    return Objective(owner, value, point, selected, unravel, batch)
+
+
+def _is_half(leaf):
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    )
+
+
+def refuse_undefined(owner: str, number, loss_fn, params, batch, mask=None) -> None:
+    """Outside of jit: where a measure came out NaN, says so if it is the loss's doing.
+
+    Evaluates the loss again only then.
+    """
+    if is_traced(number) or not np.any(np.isnan(np.asarray(number))):
+        return
+    flat = objective(owner, loss_fn, params, batch, mask)
+    flat.defined(*jax.value_and_grad(flat.value)(flat.point))
 
 
 def selection(owner, mask, arrays, dtype) -> Float[Array, " n"]:
     """1 for the parameters of the mask, 0 for the others, as one vector."""
+    chosen = _spread(
+        owner,
+        mask,
+        arrays,
+        lambda here, leaf: jnp.broadcast_to(jnp.asarray(here), leaf.shape),
+    )
+    return ravel_pytree(jtu.tree_map(lambda leaf: leaf.astype(dtype), chosen))[0]
+
+
+def selected_size(owner: str, params: PyTree, mask: Any) -> int:
+    """How many parameters a mask selects; all where its values are not known yet."""
+    arrays = eqx.filter(params, eqx.is_inexact_array)
+    if mask is None or any(map(is_traced, jtu.tree_leaves(mask))):
+        return sum(leaf.size for leaf in jtu.tree_leaves(arrays))
+    chosen = _spread(
+        owner, mask, arrays, lambda here, leaf: np.broadcast_to(here, leaf.shape)
+    )
+    return sum(int(np.sum(leaf)) for leaf in jtu.tree_leaves(chosen))
+
+
+def _spread(owner, mask, arrays, spread):
+    """The mask's booleans over the parameters, whose prefix it may be."""
     if mask is None:
-        return ravel_pytree(jtu.tree_map(lambda a: jnp.ones(a.shape, dtype), arrays))[0]
-
-    def spread(here, part):
-        return jtu.tree_map(
-            lambda leaf: jnp.broadcast_to(jnp.asarray(here), leaf.shape).astype(dtype),
-            part,
-        )
-
+        return jtu.tree_map(lambda leaf: spread(True, leaf), arrays)
     try:
-        chosen = jtu.tree_map(spread, mask, arrays)
+        return jtu.tree_map(
+            lambda here, part: jtu.tree_map(lambda leaf: spread(here, leaf), part),
+            mask,
+            arrays,
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{owner}: `mask` must have the structure of the parameters or be a prefix "
             f"of it (got {jtu.tree_structure(mask)})."
         ) from error
-    return ravel_pytree(chosen)[0]
 
 
 def checked(owner: str, params: PyTree, batch: PyTree, mask: Any = None):
@@ -213,7 +309,30 @@ def checked(owner: str, params: PyTree, batch: PyTree, mask: Any = None):
                 f"{owner}: `batch` must not be empty (got an array of shape "
                 f"{np.shape(leaf)})."
             )
-    return params, mask(arrays) if is_function(mask) else mask
+    return params, _checked_mask(owner, params, mask)
+
+
+def _checked_mask(owner, params, mask):
+    if is_function(mask):
+        mask = mask(eqx.filter(params, eqx.is_inexact_array))
+    for leaf in jtu.tree_leaves(mask):
+        if eqx.is_array_like(leaf) and jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(
+                f"{owner}: `mask` must hold booleans (got {jnp.result_type(leaf)})."
+            )
+    if not selected_size(owner, params, mask):
+        raise ValueError(
+            f"{owner}: `mask` must select a parameter (got none): there is nothing to "
+            "measure."
+        )
+    return mask
+
+
+def check_counts(owner: str, **counts: Any) -> None:
+    """Refuses what is no whole number."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{owner}: `{name}` must be an integer (got {value!r}).")
 
 
 def t_half_width(samples: Float[Array, " n"]) -> Float[Array, ""]:

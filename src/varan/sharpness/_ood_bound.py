@@ -233,7 +233,7 @@ def ood_bound(
     _check_losses("ood_bound", "losses_source", losses_source, cells_source, count, M)
     _check_cells("ood_bound", "cells_target", cells_target, count)
     check_nonnegative("ood_bound", "oscillation", oscillation.value)
-    if not is_traced(delta) and not 0 < delta < 1:
+    if not is_traced(delta) and not 0 < float(np.asarray(delta)) < 1:
         raise ValueError(f"ood_bound: `delta` must lie in (0, 1) (got {delta}).")
     dtype = losses_source.dtype
     n_source, n_target = losses_source.shape[0], cells_target.shape[0]
@@ -348,8 +348,10 @@ def _check_losses(owner, name, losses, cells, count, M):
     check_shape(owner, name, losses, np.shape(cells))
     check_finite(owner, name, losses)
     if not is_traced(losses) and not is_traced(M):
-        low, high = float(jnp.min(losses)), float(jnp.max(losses))
-        if low < 0 or high > M:
+        # By NumPy: under jit even what is known would become a tracer by JAX's.
+        known = np.asarray(losses)
+        low, high = float(np.min(known)), float(np.max(known))
+        if low < 0 or high > float(np.asarray(M)):
             raise ValueError(
                 f"{owner}: `{name}` must lie in [0, {M}] (got {low:.3g} to "
                 f"{high:.3g}). Clip the loss, which the bound is then about, or raise "
@@ -362,7 +364,8 @@ def _check_cells(owner, name, cells, count):
     check_nonempty(owner, name, cells)
     if is_traced(cells):
         return
-    low, high = int(np.min(cells)), int(np.max(cells))
+    known = np.asarray(cells)
+    low, high = int(np.min(known)), int(np.max(known))
     if low < 0 or high >= count:
         raise ValueError(
             f"{owner}: `{name}` must lie in 0 .. {count - 1} (got {low} to {high})."

@@ -20,7 +20,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ..core._checks import check_choice, check_positive
 from . import _lanczos
 from ._hessian import LossFn
-from ._objective import MeasureResult, checked, objective, t_half_width
+from ._objective import (
+    MeasureResult,
+    check_counts,
+    checked,
+    objective,
+    refuse_undefined,
+    t_half_width,
+)
 
 # Up to so many parameters "auto" takes the trace exactly.
 _EXACT_SIZE = 2000
@@ -67,11 +74,15 @@ def hessian_trace(
     Returns:
         The trace, `"exact"` or an unbiased `"estimate"` with a 95 % interval from
         Student's t over the probes (for `"xtrace"`, whose samples share probes,
-        approximate).
+        approximate). Samples that all agree give an interval of width zero: with a
+        few probes this can be chance, and says nothing. NaN, under jit, for a loss or
+        gradient that is not finite.
 
     Raises:
         ValueError: If a setting is out of range, parameters have no floating arrays,
-            the batch is empty, the loss is no scalar, or the mask does not fit.
+            the batch is empty, the loss is no scalar, the mask does not fit or selects
+            nothing, or (outside of jit) the loss or its gradient is not finite.
+        TypeError: If `n_probes` is no integer, or the mask not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,6 +99,7 @@ def hessian_trace(
     """
     names = ("auto", "exact", *_ESTIMATORS)
     check_choice("hessian_trace", "estimator", estimator, names)
+    check_counts("hessian_trace", n_probes=n_probes)
     params, mask = checked("hessian_trace", params, batch, mask)
     size = sum(
         p.size for p in jtu.tree_leaves(eqx.filter(params, eqx.is_inexact_array))
@@ -107,7 +119,9 @@ def hessian_trace(
                 'hessian_trace: `mask` does not go with "xtrace" (got both), which '
                 'needs probes of one length. Use "hutchpp".'
             )
-    return _trace(loss_fn, params, batch, mask, key, (estimator, n_probes))
+    found = _trace(loss_fn, params, batch, mask, key, (estimator, n_probes))
+    refuse_undefined("hessian_trace", found.value, loss_fn, params, batch, mask)
+    return found
 
 
 @eqx.filter_jit
@@ -265,11 +279,12 @@ def spectral_density(
         key: Random key of the probes.
 
     Returns:
-        Nodes and weights, with `density(grid, width)` and `mean(function)`.
+        Nodes and weights, with `density(grid, width)` and `mean(function)`. NaN, under
+        jit, for a loss or gradient that is not finite.
 
     Raises:
-        ValueError: If a setting is out of range, parameters have no floating arrays,
-            the batch is empty, the loss is no scalar, or the mask does not fit.
+        ValueError: As `hessian_trace` does.
+        TypeError: If a count is no integer, or the mask not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -282,13 +297,16 @@ def spectral_density(
     Source: B. Ghorbani, S. Krishnan, Y. Xiao, 2019, "An investigation into neural net
         optimization via Hessian eigenvalue density", arXiv:1901.10159, section 2.
     """
+    check_counts("spectral_density", n_probes=n_probes, steps=steps)
     if n_probes < 1 or steps < 1:
         raise ValueError(
             "spectral_density: `n_probes` and `steps` must be at least 1 (got "
             f"{n_probes} and {steps})."
         )
     params, mask = checked("spectral_density", params, batch, mask)
-    return _density(loss_fn, params, batch, mask, key, (n_probes, steps))
+    found = _density(loss_fn, params, batch, mask, key, (n_probes, steps))
+    refuse_undefined("spectral_density", found.nodes, loss_fn, params, batch, mask)
+    return found
 
 
 @eqx.filter_jit

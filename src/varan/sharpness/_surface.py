@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core._checks import check_positive
 from ._hessian import LossFn
-from ._objective import checked, objective
+from ._objective import check_counts, checked, objective
 
 
 class LossSurface(eqx.Module):
@@ -44,7 +44,11 @@ def loss_surface(
 
     A direction's part for one unit (a row of a weight matrix, a filter of a
     convolution) has the length of that unit's weights: so pictures of networks that
-    differ by rescaled layers are alike, and 1 is a step as long as the weights.
+    differ by rescaled layers are alike, and 1 is a step as long as the weights. Units
+    lie along the first axis, as in Equinox (out, in, ...), but along the last in arrays
+    that are named "kernel", as in Flax (in, out) and (height, width, in, out). Arrays
+    of other layouts are scaled along their first axis, too: transpose them in the loss
+    if the picture is to be filter by filter.
     `points^2` evaluations of the loss. A picture of two random directions is no
     measure: what is flat in it may be steep in others.
 
@@ -65,7 +69,9 @@ def loss_surface(
 
     Raises:
         ValueError: If a setting is out of range, parameters have no floating arrays,
-            the batch is empty, the loss is no scalar, or the mask does not fit.
+            the batch is empty, the loss is no scalar, or the mask does not fit or
+            selects nothing. A loss that is not finite is drawn as it is.
+        TypeError: If `points` is no integer, or the mask not boolean.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,6 +86,7 @@ def loss_surface(
         loss landscape of neural nets", arXiv:1712.09913, section 4.
     """
     check_positive("loss_surface", "radius", radius)
+    check_counts("loss_surface", points=points)
     if points < 2:
         raise ValueError(f"loss_surface: `points` must be at least 2 (got {points}).")
     params, mask = checked("loss_surface", params, batch, mask)
@@ -93,7 +100,7 @@ def _surface(loss_fn, params, batch, radius, mask, key, points):
 
     def direction(key):
         noise = jax.random.normal(key, flat.point.shape, flat.point.dtype)
-        drawn = jtu.tree_map(_like_filters, flat.unravel(noise), weights)
+        drawn = jtu.tree_map_with_path(_like_filters, flat.unravel(noise), weights)
         return flat.selected * ravel_pytree(drawn)[0]
 
     first, second = map(direction, jax.random.split(key))
@@ -109,11 +116,13 @@ def _surface(loss_fn, params, batch, radius, mask, key, points):
     return LossSurface(steps, steps, loss, both)
 
 
-def _like_filters(noise, weights):
+def _like_filters(path, noise, weights):
     """Noise with the norms of the filters; none where there are no filters."""
     if weights.ndim < 2:
         return jnp.zeros_like(weights)
-    axes = tuple(range(1, weights.ndim))
+    of_flax = bool(path) and jtu.keystr(path[-1:], simple=True) == "kernel"
+    units = weights.ndim - 1 if of_flax else 0
+    axes = tuple(axis for axis in range(weights.ndim) if axis != units)
     size, drawn = (
         jnp.sqrt(jnp.sum(leaf**2, axes, keepdims=True)) for leaf in (weights, noise)
     )
