@@ -289,10 +289,10 @@ def _loss(model: LQVAE, x: Array, key: PRNGKeyArray) -> Float[Array, ""]:
 def _certify(model, x, top, norm, forward, halvings):
     mean, _ = model.latents(x)
     rows = jnp.eye(mean.size, 2 * mean.size, dtype=x.dtype)
-    # A sum of n terms rounds by n half units of its terms' sizes at most. An input wrong
-    # by so much to either side makes every later sum wrong by as much, and intervals
-    # carry it on: their width is for the means here and at another input, by whatever
-    # program.
+    # A sum of n terms rounds by n half units of its terms' sizes at most. An input
+    # wrong by so much to either side makes every later sum wrong by as much, and
+    # intervals carry it on: their width is for the means here and at another input, by
+    # whatever program.
     units = x.size * jnp.finfo(x.dtype).eps * jnp.abs(x)
     point = bounds(model.encoder, Box(x - units, x + units), method="ibp")
     rounding = (point.upper - point.lower)[: mean.size]
