@@ -37,6 +37,13 @@ def _outward(side, dtype, towards: float) -> Array:
     return jnp.asarray(numbers.where(inward, moved, held))
 
 
+@jax.jit
+def _ball(x: Array, epsilon: Array) -> tuple[Array, Array]:
+    """The ends of `|y - x| <= epsilon`, outward by what rounding loses."""
+    epsilon = jnp.broadcast_to(epsilon, x.shape)
+    return -_sum_upward(-x, epsilon), _sum_upward(x, epsilon)
+
+
 def _sum_upward(x: Array, y: Array) -> Array:
     """`x + y`, the next number where that was rounded downward."""
     total = x + y
@@ -146,9 +153,7 @@ class Box(eqx.Module):
         epsilon = _outward(epsilon, x.dtype, jnp.inf)
         if not is_traced(epsilon) and not np.all(np.asarray(epsilon) >= 0):
             raise ValueError("Box.linf: `epsilon` must be at least 0 and not NaN.")
-        if epsilon.ndim:
-            epsilon = jnp.broadcast_to(epsilon, x.shape)
-        lower, upper = -_sum_upward(-x, epsilon), _sum_upward(x, epsilon)
+        lower, upper = _ball(x, epsilon)
         if clip is not None:
             lower, upper = _clipped(x, lower, upper, clip)
         return cls(lower, upper)
